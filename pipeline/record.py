@@ -1,0 +1,196 @@
+"""The results of the stages: every box of the data flow is one of these. Files are named relative to their stage's directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from distilledge.models.base import Value
+from distilledge.pipeline.recipe import Recipe
+from distilledge.targets.base import Exported, Measurement, Predictions
+
+Split = Literal["train", "validation", "test", "unlabelled"]
+Role = Literal["teacher", "student", "control"]
+
+
+class Sample(NamedTuple):
+    """One picture. ``label`` indexes ``Splits.classes``, -1 where there is none; ``path`` is relative to ``Splits.root``."""
+
+    path: str
+    label: int
+    group: str
+    split: Split
+    sha256: str
+    calibration: bool
+
+
+class Splits(Value):
+    """Result of the data stage. Beside it lie samples.jsonl, audit.json and bad_files.jsonl."""
+
+    root: str
+    """Directory that sample paths start from: absolute, or ``.`` for the stage's own directory (generated and unpacked sets)."""
+    classes: tuple[str, ...]
+    counts: dict[str, dict[str, int]]
+    """Pictures per split and class."""
+    data_hash: str
+    """Over all (path, label, group, split, sha256)."""
+    calibration_hash: str
+    calibration: int
+    synthetic: bool
+    warnings: tuple[str, ...] = ()
+
+
+class Checkpoint(Value):
+    """A trained model: ``model.safetensors`` and ``curves.jsonl`` beside it."""
+
+    role: Role
+    model: str
+    classes: tuple[str, ...]
+    input_spec: dict[str, Any]
+    """``ondevice.preprocess.InputSpec.to_dict()`` with the mean and std in use."""
+    weights_sha256: str
+    parameters: int
+    macs: int
+    """Multiply-accumulates of one picture."""
+    validation: dict[str, float]
+    """``accuracy``, ``balanced_accuracy``, ``loss`` of the kept epoch."""
+    best_epoch: int
+    epochs: int
+    """Epochs run (fewer than asked when stopped early)."""
+    seconds: float
+    samples_per_second: float
+    precision: str
+    skipped_steps: int = 0
+    """Steps left out because their loss was not finite (``on_nan: skip``)."""
+
+
+class Rung(Value):
+    """One step of the parity ladder: ``reference`` against ``candidate`` on the same pictures."""
+
+    runtime: str
+    reference: str
+    """Such as ``torch fp32``."""
+    candidate: str
+    agreement: float
+    """Share of pictures with the same top-1."""
+    kl: float
+    """Mean KL divergence of the softmaxed outputs, nats."""
+    cosine: float
+    """Mean cosine of the logits."""
+    psnr_db: float | None
+    """None where the difference is zero."""
+    max_abs: float
+    """Largest absolute difference of a logit."""
+    limit: str
+    """The bound in words."""
+    holds: bool
+    fault_class: (
+        Literal["preprocess", "export op", "graph optimisation", "activation range", "weight range", "runtime"] | None
+    ) = None
+    first_divergent: str | None = None
+    """The first tensor, in graph order, that differs."""
+
+
+class Parity(Value):
+    role: Role
+    rungs: tuple[Rung, ...]
+    samples: int
+
+    @property
+    def broken(self) -> Rung | None:
+        return next((r for r in self.rungs if not r.holds), None)
+
+
+class ExportResult(Value):
+    """Result of the export stage of one model for one runtime."""
+
+    role: Role
+    runtime: str
+    files: tuple[Exported, ...]
+    error: str | None = None
+    """Set where an optional target failed."""
+
+
+class Measurements(Value):
+    items: tuple[Measurement, ...]
+
+
+class Scores(Value):
+    items: tuple[Predictions, ...]
+    labels: tuple[int, ...]
+    paths: tuple[str, ...]
+
+
+class Check(Value):
+    """One budget line: its value, interval and outcome."""
+
+    what: str
+    """Such as ``drop against teacher (points)``."""
+    value: float
+    low: float | None
+    high: float | None
+    """95 % interval; None where the value is exact."""
+    limit: float | None
+    outcome: Literal["holds", "fails", "inconclusive", "no limit"]
+    note: str = ""
+    """Such as ``needs 410 more pictures``."""
+
+
+class Verdict(Value):
+    """What the statistics allow to say of one file."""
+
+    name: str
+    runtime: str
+    precision: str
+    outcome: Literal["pass", "fail", "inconclusive"]
+    accuracy_word: Literal["better", "not worse", "worse", "inconclusive"]
+    """Of the metric against the teacher, with ``max_drop_points`` as the margin."""
+    checks: tuple[Check, ...]
+    alarms: tuple[str, ...] = ()
+    """Such as ``int8 is slower than float (1.4x)``."""
+
+
+class Verdicts(Value):
+    items: tuple[Verdict, ...]
+
+
+class StageRecord(Value):
+    name: str
+    fingerprint: str
+    path: str
+    """Relative to the work directory."""
+    cached: bool
+    seconds: float
+    inputs: dict[str, Any]
+
+
+class RunRecord(Value):
+    """What a run leaves in run.json; everything that the report needs, or the place where it lies."""
+
+    recipe: Recipe
+    command: str
+    """The command that reproduces the run."""
+    work: str
+    created: str
+    """ISO 8601, UTC."""
+    versions: dict[str, str]
+    stages: tuple[StageRecord, ...]
+
+    def stage(self, name: str) -> StageRecord:
+        return next(s for s in self.stages if s.name == name)
+
+    def directory(self, name: str) -> Path:
+        return Path(self.work) / self.stage(name).path
+
+
+def read_samples(directory: Path, split: Split | None = None) -> list[Sample]:
+    """Samples of a data stage's directory, in file order, of one split or of all."""
+    with (directory / "samples.jsonl").open(encoding="utf-8") as lines:
+        samples = [Sample(**json.loads(line)) for line in lines]
+    return [s for s in samples if split is None or s.split == split]
+
+
+def data_root(splits: Splits, directory: Path) -> Path:
+    """The directory that sample paths start from."""
+    return directory if splits.root == "." else Path(splits.root)

@@ -1,0 +1,150 @@
+"""The vocabulary of the targets layer: what an export, a measurement and a score are.
+
+A target is a *module* with the names of ``Target``; ``targets.TARGETS`` maps runtime names to modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from distilledge.models.base import Value
+
+Precision = Literal["fp32", "fp16", "w8dyn", "w8a8"]
+"""``w`` weights, ``a`` activations, then bits; ``dyn``: activation ranges computed at run time; ``w8a8`` is static."""
+
+RuntimeName = Literal["onnx", "openvino", "tflite"]
+Uint8Array = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+
+
+class Exported(Value):
+    """One model file. ``files`` are relative to the stage's directory; the first is the one a runtime is given."""
+
+    runtime: RuntimeName
+    precision: Precision
+    files: tuple[str, ...]
+    sha256: tuple[str, ...]
+    size_bytes: int
+    input_shape: tuple[int, int, int, int]
+    """NHWC, uint8, RGB, batch 1."""
+    classes: tuple[str, ...]
+    input_spec: dict[str, Any]
+    """``ondevice.preprocess.InputSpec.to_dict()``; also inside each model file as metadata."""
+    versions: dict[str, str]
+    """Package versions that made the file."""
+    recipe: str
+    """The quantization recipe in words, such as ``QDQ U8S8 per channel, MinMax, 200 pictures``."""
+    seconds: float
+    float_operations: tuple[str, ...] = ()
+    """Operation types left in float in an int8 file, with their count, such as ``Softmax x12``."""
+
+
+class Deployable(Value):
+    """What an exporter needs to know beside the torch module."""
+
+    input_spec: dict[str, Any]
+    height: int
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    classes: tuple[str, ...]
+    metadata: dict[str, str] = {}
+    """Written into the model file beside the input spec, such as the checkpoint's sha256."""
+
+
+class Target(Protocol):
+    """One file format with its runtime."""
+
+    NAME: RuntimeName
+    SUFFIX: str
+    PACKAGES: tuple[str, ...]
+    """Distributions that must be there; their versions enter the cache key of exports."""
+    PRECISIONS: tuple[Precision, ...]
+
+    def export(self, model: Any, deployable: Deployable, out: Path) -> Path:
+        """Write the fp32 file ``out/model.fp32<SUFFIX>`` from an eval-mode torch module NCHW float -> logits; return it.
+
+        The file takes uint8 NHWC RGB (batch 1) at the final size and returns float32 logits (1, classes); normalisation is
+        inside. Raises ``RejectedError`` naming the operation when the converter cannot do it.
+        """
+
+    def compress(
+        self, fp32: Path, deployable: Deployable, out: Path, *, precision: Precision, calibration: Sequence[Uint8Array]
+    ) -> tuple[Path, str]:
+        """Make ``precision`` from the fp32 file; return the file and the recipe in words.
+
+        ``calibration``: uint8 arrays (1, H, W, 3), already preprocessed; empty unless the precision is static.
+        """
+
+    def embed_metadata(self, path: Path, metadata: dict[str, str]) -> None:
+        """Write metadata inside the file (ONNX metadata_props, OpenVINO rt_info, TFLite appended zip)."""
+
+    def read_metadata(self, path: Path) -> dict[str, str]:
+        """Read it back; an empty dict if there is none."""
+
+    def tensors(self, path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, FloatArray]:
+        """Run the file and return intermediate tensors by name in graph order (for naming the first that diverges)."""
+
+    def float_operations(self, path: Path) -> tuple[str, ...]:
+        """Operation types a quantised file still computes in float, with counts."""
+
+
+class Measurement(Value):
+    """Timing of one file on one device, with its raw samples and the conditions they were taken under."""
+
+    name: str
+    """Row name, such as ``student w8a8``."""
+    runtime: RuntimeName
+    precision: Precision
+    role: Literal["teacher", "student"]
+    device: dict[str, Any]
+    """Device card: CPU, cores, memory, kernel, governor, emulated or not."""
+    threads: int
+    batch: int = 1
+    warmup: int
+    quick: bool
+    launches: tuple[Launch, ...]
+    runtime_version: str
+    execution_precision: str
+    """As read back from the loaded model, such as ``f32``."""
+    flags: tuple[str, ...] = ()
+    """Such as ``OTHER_LOAD``; a flagged result is kept but not entered into comparisons unless the machine forbids better."""
+    int8_slower_than_float: bool = False
+
+
+class Launch(Value):
+    """One process: loaded once, timed in blocks that alternate with the other models' blocks."""
+
+    load_ns: int
+    first_inference_ns: int
+    peak_rss_bytes: int
+    latency_ns: tuple[int, ...]
+    """Model only."""
+    end_to_end_ns: tuple[int, ...]
+    """Decode, preprocess, infer, arg-max, one picture after another."""
+    cpu_ns: int
+    """CPU time of the process while timed."""
+    wall_ns: int
+    waited_ns: int | None
+    """Time a runnable thread waited for a CPU (schedstat); None where the kernel does not say."""
+    involuntary_switches: int
+
+
+Measurement.model_rebuild()
+
+
+class Predictions(Value):
+    """Logits of one file over one split, made on the device by that file; ``logits`` is a .npy beside the value, (N, classes)."""
+
+    name: str
+    runtime: RuntimeName
+    precision: Precision
+    role: Literal["teacher", "student", "control"]
+    split: str
+    logits: str
+    seconds: float
