@@ -69,7 +69,7 @@ class Data(Value):
     max_bad: MaxBad = MaxBad()
     min_size: Count = 8
     """Pixels; pictures with a smaller side are quarantined."""
-    max_pixels: Count = 178_956_970
+    max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 89_478_485
     """Pictures with more are refused before decoding (decompression bombs)."""
     exif: Literal["apply", "ignore", "error"] = "apply"
     frames: Literal["error", "first"] = "error"
