@@ -35,7 +35,7 @@ def plain(obj: object) -> Any:
     raise TypeError(f"JSON does not know {type(obj).__name__}: {obj!r}")
 
 
-def explain(stage: str, inputs: Mapping[str, Any], previous: Mapping[str, Any] | None, *, limit: int | None = 3) -> str:
+def explain(stage: str, inputs: Mapping[str, Any], previous: Mapping[str, Any] | None, *, limit: int = 3) -> str:
     """Why a stage runs: ``never built``, ``student.training.epochs 4 -> 6``, ``data_hash changed``, ``code changed``.
 
     ``previous`` are the inputs of an earlier build. More than ``limit`` differences are counted. Equal inputs mean that
@@ -43,11 +43,15 @@ def explain(stage: str, inputs: Mapping[str, Any], previous: Mapping[str, Any] |
     """
     if previous is None:
         return "never built"
-    lines = _differences(plain(inputs), plain(previous), "")
+    lines = differences(inputs, previous)
     if not lines:
         return f"code of stage {stage} changed"
-    shown = lines if limit is None else lines[:limit]
-    return "; ".join(shown) + (f"; and {len(lines) - len(shown)} more" if len(lines) > len(shown) else "")
+    return "; ".join(lines[:limit]) + (f"; and {len(lines) - limit} more" if len(lines) > limit else "")
+
+
+def differences(inputs: Mapping[str, Any], previous: Mapping[str, Any]) -> list[str]:
+    """Every place where two inputs differ, in words, in the order of their sorted keys."""
+    return _differences(plain(inputs), plain(previous), "")
 
 
 def _differences(now: Any, before: Any, path: str) -> list[str]:

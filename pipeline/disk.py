@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from distilledge.models.errors import LockedError, ResourceError
+from distilledge.models.errors import DistilledgeError, LockedError, ResourceError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+HINT = "free space there and repeat the command; finished stages are kept"
 FULL = 65_536
 """Bytes; with less free space, a write that failed for an unstated reason failed for lack of space."""
 
@@ -60,28 +62,35 @@ def fsync_tree(root: Path) -> None:
         fsync_directory(Path(directory))
 
 
-@contextmanager
-def disk_errors(what: str, written: Path) -> Iterator[None]:
+class disk_errors:  # noqa: N801 - read as ``with disk_errors(...)``
     """Inside, a failure of the disk becomes ``ResourceError`` (exit 9): bytes needed against bytes free.
 
     ``written`` is the file or directory being written. Libraries that write by themselves report a full disk as an
     exception of their own, so messages, causes and the free space are looked at too; everything else passes unchanged.
     """
-    try:
-        yield
-    except ResourceError:
-        raise
-    except Exception as error:
-        number = _disk_errno(error, written)
-        if number is None:
-            raise
-        needed, free = _size(written), _free(written)
-        raise ResourceError(
-            "E9001",
-            f"{os.strerror(number)} while writing {what}: needs more than {needed:,} bytes, {free:,} bytes free in "
-            f"{_existing(written.parent)}",
-            "free space there and repeat the command; finished stages are kept",
-        ) from error
+
+    def __init__(self, what: str, written: Path) -> None:
+        self.what, self.written = what, written
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception) or isinstance(error, DistilledgeError):
+            return
+        number = _disk_errno(error, self.written)
+        if number is not None:
+            raise ResourceError("E9001", self._what(number, error), HINT) from error
+
+    def _what(self, number: int, error: Exception) -> str:
+        name = getattr(error, "filename", None)
+        needed, free = _size(self.written), _free(self.written)
+        return (
+            f"{os.strerror(number)}: {self.what}{f', file {name}' if name else ''}: needs more than {needed:,} bytes, "
+            f"{free:,} bytes free in {_existing(self.written.parent)}"
+        )
 
 
 def _disk_errno(error: BaseException | None, written: Path) -> int | None:
@@ -115,10 +124,11 @@ def _size(path: Path) -> int:
 def kernel_lock(path: Path, what: str) -> Iterator[None]:
     """Hold the kernel's lock on ``path``; it ends with the process, so nothing is ever to be unlocked by hand.
 
-    Raises ``LockedError`` (exit 8) at once, naming pid, host and start of the process that holds it.
+    Raises ``LockedError`` (exit 8) naming pid, host and start of the process that holds it, after a second: another run's
+    sweep holds a lock for a moment.
     """
     holder = path.with_suffix(".holder")
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=1.0)
     try:
         lock.acquire()
     except Timeout:
@@ -127,7 +137,8 @@ def kernel_lock(path: Path, what: str) -> Iterator[None]:
         ) from None
     try:
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        atomic_write(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
+        with disk_errors(what, holder):
+            holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -148,4 +159,6 @@ def run_lock(directory: Path) -> Iterator[None]:
     with disk_errors(f"the lock of {directory}", directory / ".lock"):
         directory.mkdir(parents=True, exist_ok=True)
     with kernel_lock(directory / ".lock", f"run directory {directory}"):
+        for path in directory.glob(".tmp-*"):  # of runs that were killed
+            path.unlink()
         yield

@@ -16,8 +16,8 @@ from distilledge.models.errors import UsageError
 
 VARIABLE = "DISTILLEDGE_FAILPOINT"
 
-STAGES = ("data", "teacher", "student", "control", "export", "verify", "measure", "score", "gate", "report")
-"""Families of stages, in the order of a run. A stage is named by its family, or by it, a hyphen and what it is of."""
+STAGES = ("data", "teacher", "student", "control", "export", "verify", "measure", "predict", "score", "gate", "report")
+"""Kinds of stages, in the order of a run."""
 
 COMMIT_POINTS = ("commit.write", "commit.fsync", "commit.manifest", "commit.rename", "commit.done")
 """Each stands before the step it names, ``commit.done`` after the last."""
@@ -46,11 +46,6 @@ def failpoint(name: str) -> None:
         point, at, action, seconds = _parse(entry)
         if point == name and at in (None, _hits[name]):
             _act(name, action, seconds)
-
-
-def family(stage: str) -> str:
-    """The member of ``STAGES`` that a stage belongs to: ``export`` of ``export-teacher-onnx``."""
-    return stage.partition("-")[0]
 
 
 def _parse(entry: str) -> tuple[str, int | None, str, float]:

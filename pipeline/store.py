@@ -16,48 +16,24 @@ import logging
 import os
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from distilledge.models.base import Value
-from distilledge.pipeline.canonical import canonical_json, explain
-from distilledge.pipeline.disk import atomic_write, disk_errors, fsync_directory, fsync_tree, kernel_lock, run_lock
-from distilledge.pipeline.failpoints import failpoint, family
+from distilledge.models.errors import LockedError
+from distilledge.pipeline.canonical import canonical_json, differences, explain
+from distilledge.pipeline.disk import atomic_write, disk_errors, fsync_directory, kernel_lock, run_lock
+from distilledge.pipeline.failpoints import failpoint
+from distilledge.pipeline.manifest import VALUE, Manifest, damage, read_manifest, seal
 
 __all__ = ["Manifest", "Store", "Stored", "atomic_write", "canonical_json", "explain", "run_lock"]
 
 T = TypeVar("T", bound=BaseModel)
 log = logging.getLogger("distilledge.store")
-
-FORMAT: Literal[1] = 1
-MANIFEST, VALUE = "manifest.json", "value.json"
-
-
-class FileRecord(Value):
-    size: int
-    sha256: str
-    mode: int
-    """Permission bits; a file whose bits changed was touched by someone."""
-
-
-class Manifest(Value):
-    """What lies in an entry and what made it. Canonical JSON on disk."""
-
-    format: Literal[1] = FORMAT
-    stage: str
-    fingerprint: str
-    inputs: dict[str, Any]
-    files: dict[str, FileRecord]
-    created: str
-    """ISO 8601, UTC. For people; no decision looks at it."""
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -93,15 +69,15 @@ class Store:
 
     def probe(self, stage: str, key: str) -> bool:
         """Whether an entry with this full fingerprint is there. Cheap: no file but the manifest is read."""
-        return isinstance(_manifest(self.path(stage, key), stage, key), Manifest)
+        return isinstance(read_manifest(self.path(stage, key), stage, key), Manifest)
 
     def damage(self, stage: str, key: str) -> str | None:
         """The first thing wrong with an entry that is there, such as ``model.onnx: sha256 differs``; None if sound."""
         path = self.path(stage, key)
         if not path.is_dir():
             return None
-        manifest = _manifest(path, stage, key)
-        return manifest if isinstance(manifest, str) else _damage(path, manifest)
+        manifest = read_manifest(path, stage, key)
+        return manifest if isinstance(manifest, str) else damage(path, manifest)
 
     def lookup(self, stage: str, key: str, result: type[T]) -> Stored[T] | None:
         """The entry, if every file has the size, sha256 and mode of its manifest; a damaged one is a miss, logged."""
@@ -163,9 +139,9 @@ class Store:
 
     def nearest(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
         """Inputs of the stored entry of this stage that differ in the fewest places; None if there is no entry."""
-        manifests = (_manifest(path, stage, None) for path in sorted(self.root.glob(f"{stage}-*")))
+        manifests = (read_manifest(path, stage, None) for path in sorted(self.root.glob(f"{stage}-*")))
         others = [m.inputs for m in manifests if isinstance(m, Manifest)]
-        return min(others, key=lambda other: len(explain(stage, inputs, other, limit=None).split("; ")), default=None)
+        return min(others, key=lambda other: len(differences(inputs, other)), default=None)
 
     def _build(
         self, stage: str, key: str, inputs: Mapping[str, Any], build: Callable[[Path, Path], BaseModel], out: Path
@@ -174,14 +150,12 @@ class Store:
         partial = self.partial(stage, key)
         out.mkdir()
         partial.mkdir(exist_ok=True)
-        failpoint(f"{family(stage)}.start")
         started = time.monotonic()
         value = build(out, partial)
         seconds = time.monotonic() - started
-        failpoint(f"{family(stage)}.built")
         failpoint("commit.write")
         (out / VALUE).write_text(value.model_dump_json(by_alias=True, indent=1), encoding="utf-8")
-        _seal(out, stage=stage, key=key, inputs=inputs, seconds=seconds)
+        seal(out, stage=stage, key=key, inputs=inputs, seconds=seconds)
         self._publish(out, self.path(stage, key))
         shutil.rmtree(partial)
         return seconds
@@ -201,10 +175,10 @@ class Store:
         path = self.path(stage, key)
         if not path.is_symlink() and not path.exists():
             return None
-        manifest = _manifest(path, stage, key)
+        manifest = read_manifest(path, stage, key)
         if isinstance(manifest, str):
             return manifest
-        damaged = _damage(path, manifest)
+        damaged = damage(path, manifest)
         if damaged is not None:
             return damaged
         try:
@@ -213,82 +187,28 @@ class Store:
             return f"{VALUE} does not fit {result.__name__}: {error.errors()[0]['msg']}"
         return Stored(value, path, key, cached=True, seconds=manifest.seconds)
 
-    def _sweep(self, name: str) -> None:
-        """Remove what dead builds of this entry left behind; the caller holds its lock, so none of it is alive."""
-        for path in self.root.glob(f".tmp-{name}-*"):
+    def _sweep(self, mine: str) -> None:
+        """Remove what dead processes left: half-built entries, and partials of finished ones.
+
+        The caller holds the lock of ``mine``; what belongs to another entry goes only if its lock is free.
+        """
+        for path in self.root.glob(".tmp-*-*"):
+            name = "-".join(path.name.removeprefix(".tmp-").split("-")[:-2])
+            self._sweep_one(path, name, mine)
+        for path in self.root.glob(".partial-*"):
+            name = path.name.removeprefix(".partial-")
+            if (self.root / name).is_dir() and name != mine:
+                self._sweep_one(path, name, mine)
+
+    def _sweep_one(self, path: Path, name: str, mine: str) -> None:
+        if name == mine:
             _remove(path)
-
-
-def _seal(out: Path, *, stage: str, key: str, inputs: Mapping[str, Any], seconds: float) -> None:
-    """Make what was built durable, then write the manifest over it, durable too."""
-    failpoint("commit.fsync")
-    fsync_tree(out)
-    files = {path.relative_to(out).as_posix(): _record(path) for path in _files(out)}
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    manifest = Manifest(
-        stage=stage, fingerprint=key, inputs=dict(inputs), files=files, created=created, seconds=seconds
-    )
-    failpoint("commit.manifest")
-    atomic_write(out / MANIFEST, canonical_json(manifest))
-
-
-def _files(out: Path) -> list[Path]:
-    """Regular files below ``out``. A stage that leaves a link or a socket is a bug: it could not be hashed or moved."""
-    paths = sorted(p for p in out.rglob("*") if p.is_symlink() or not p.is_dir())
-    odd = [p for p in paths if not stat.S_ISREG(p.lstat().st_mode)]
-    if odd:
-        raise ValueError(f"a stage left something that is not a file: {odd[0]}")
-    return paths
-
-
-def _record(path: Path) -> FileRecord:
-    with path.open("rb") as file:
-        info = os.fstat(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileRecord(size=info.st_size, sha256=digest, mode=stat.S_IMODE(info.st_mode))
-
-
-def _manifest(path: Path, stage: str, key: str | None) -> Manifest | str:
-    """The manifest of an entry, or in words why it is none of this stage and (if given) fingerprint."""
-    try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
-    except OSError as error:
-        return f"{MANIFEST}: {error.strerror}"
-    except ValidationError as error:
-        return f"{MANIFEST}: {error.errors()[0]['msg']}"
-    if manifest.stage != stage or key not in (None, manifest.fingerprint):
-        return f"{MANIFEST}: of another entry"
-    return manifest
-
-
-def _damage(path: Path, manifest: Manifest) -> str | None:
-    """The first file that is not what the manifest says; sizes and modes are compared before anything is hashed."""
-    if VALUE not in manifest.files:
-        return f"{VALUE}: not in the manifest"
-    items = manifest.files.items()
-    for check in (_outside_damage, _content_damage):
-        for name, record in items:
-            try:
-                wrong = check(path / name, record)
-            except OSError as error:
-                wrong = error.strerror
-            if wrong is not None:
-                return f"{name}: {wrong}"
-    return None
-
-
-def _outside_damage(path: Path, record: FileRecord) -> str | None:
-    info = path.lstat()
-    if not stat.S_ISREG(info.st_mode):
-        return "not a file"
-    if info.st_size != record.size:
-        return f"{info.st_size} bytes instead of {record.size}"
-    mode = stat.S_IMODE(info.st_mode)
-    return None if mode == record.mode else f"mode {mode:o} instead of {record.mode:o}"
-
-
-def _content_damage(path: Path, record: FileRecord) -> str | None:
-    return None if _record(path).sha256 == record.sha256 else "sha256 differs"
+            return
+        try:
+            with kernel_lock(self.root / ".locks" / f"{name}.lock", name):
+                _remove(path)
+        except LockedError:
+            log.debug("%s is being built", path)
 
 
 def _remove(path: Path) -> None:
