@@ -1,0 +1,63 @@
+# make demo   the whole chain on generated pictures: teacher -> student -> int8 -> ONNX, OpenVINO, TFLite -> report
+# make test   all tests: the fast ones, then real exports and small trainings, then the boards
+# Both set up .venv the first time (several GB: torch's CUDA build). uv is used where it is on PATH, else venv and pip.
+# PYTHON=/path/to/python3.12 make demo   takes another interpreter (3.11 or 3.12).
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do "$$p" -c '$(SUITS)' 2>/dev/null && { echo "$$p"; break; }; done)
+
+.PHONY: demo test fast slow board venv dev lint type clean help
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: $(VENV)/.set-up
+	$(BIN)/distilledge demo
+
+test: fast slow board
+
+fast slow board: $(VENV)/.set-up
+
+fast:
+	$(BIN)/python -m pytest -q -m "not slow and not board"
+
+# pytest exits 5 where no test carries the mark.
+slow board:
+	$(BIN)/python -m pytest -q -m $@ || [ $$? -eq 5 ]
+
+venv: $(VENV)/.set-up
+
+# A stamp, so that set-up is done once, and again when what it installs changes.
+$(VENV)/.set-up: pyproject.toml constraints.txt
+	@$(call new_venv)
+	$(call install,-e ".[test]")
+	@touch $@
+
+dev: $(VENV)/.set-up-dev
+$(VENV)/.set-up-dev: $(VENV)/.set-up
+	$(call install,-e ".[dev]")
+	@touch $@
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: dev
+	$(BIN)/mypy -p distilledge.models -p distilledge.targets -p distilledge.pipeline
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+ifneq ($(UV),)
+new_venv = uv venv --quiet --allow-existing --python "$(or $(PYTHON),3.12)" $(VENV)
+install = uv pip install --quiet --python $(BIN)/python -c constraints.txt $(1)
+else
+new_venv = [ -n "$(PYTHON)" ] || { echo "Python 3.11 or 3.12 is needed: set PYTHON=/path/to/it" >&2; exit 4; }; "$(PYTHON)" -m venv $(VENV)
+install = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(1)
+endif

@@ -1,0 +1,42 @@
+"""What every test runs under: few threads, strict numerics, no telemetry; and where the real data lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Read by OpenMP and MKL when torch is first imported. Two, on any machine: sums depend on the number of threads.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "2")
+# Nothing is fetched by a test; hub code is tested against a local cache.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+
+from distilledge.targets.telemetry import switch_off
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module is imported: openvino and nncf send an event when they are imported."""
+    switch_off()
+    np.seterr(divide="raise", over="raise", invalid="raise")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout, for tests that read the source itself."""
+    if not (ROOT / "pipeline" / "recipe.py").is_file():
+        pytest.skip("not in a checkout: the wheel is tested")
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and weights, beside the checkout or where DISTILLEDGE_SHARED says."""
+    path = Path(os.environ.get("DISTILLEDGE_SHARED", ROOT.parent / "shared"))
+    if not (path / "data").is_dir():
+        pytest.skip(f"no real data: {path}/data does not exist (set DISTILLEDGE_SHARED)")
+    return path.resolve()
