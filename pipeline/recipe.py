@@ -49,7 +49,7 @@ class MaxBad(Value):
 
 
 class Synthetic(Value):
-    """The generated surface-inspection set: metal, cast and fabric textures, six classes. Synthetic, never a claim about real parts."""
+    """The generated surface-inspection set: metal, cast and fabric textures, six classes. Synthetic: no real parts."""
 
     per_class: Count = 120
     """Pictures of each class."""
@@ -62,7 +62,9 @@ class Synthetic(Value):
 
 class Data(Value):
     path: str = "synthetic"
-    """Folder with a folder per class, manifest (.csv, .jsonl), Hugging Face directory or hub name, or ``synthetic``. ``$NAME`` is expanded."""
+    """Folder with a folder per class, manifest (.csv, .jsonl), Hugging Face directory or hub name, or ``synthetic``.
+
+    ``$NAME`` is expanded."""
     format: Literal["auto", "folder", "manifest", "huggingface", "synthetic"] = "auto"
     columns: Columns = Columns()
     splits: SplitFractions = SplitFractions()
@@ -95,7 +97,7 @@ class Input(Value):
     size: Size = 224
     """Pixels of each side of the model's square input."""
     resize: Literal["stretch", "crop", "letterbox"] = "stretch"
-    """``stretch`` both sides; ``crop``: shorter side to size / crop_fraction, then the centre; ``letterbox``: pad to a square."""
+    """``stretch`` both sides; ``crop``: shorter side to size / crop_fraction, then the centre; ``letterbox``: pad."""
     crop_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     antialias: bool = True

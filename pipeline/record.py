@@ -1,4 +1,4 @@
-"""The results of the stages: every box of the data flow is one of these. Files are named relative to their stage's directory."""
+"""The results of the stages: every box of the data flow is one of these. Files are relative to their stage's folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Role = Literal["teacher", "student", "control"]
 
 
 class Sample(NamedTuple):
-    """One picture. ``label`` indexes ``Splits.classes``, -1 where there is none; ``path`` is relative to ``Splits.root``."""
+    """One picture. ``label`` indexes ``Splits.classes``, -1 for none; ``path`` is relative to ``Splits.root``."""
 
     path: str
     label: int
@@ -29,7 +29,7 @@ class Splits(Value):
     """Result of the data stage. Beside it lie samples.jsonl, audit.json and bad_files.jsonl."""
 
     root: str
-    """Directory that sample paths start from: absolute, or ``.`` for the stage's own directory (generated and unpacked sets)."""
+    """Where sample paths start: absolute, or ``.`` for the stage's own directory (generated and unpacked sets)."""
     classes: tuple[str, ...]
     counts: dict[str, dict[str, int]]
     """Pictures per split and class."""
@@ -102,6 +102,10 @@ class Parity(Value):
         return next((r for r in self.rungs if not r.holds), None)
 
 
+class Parities(Value):
+    items: tuple[Parity, ...]
+
+
 class ExportResult(Value):
     """Result of the export stage of one model for one runtime."""
 
@@ -110,6 +114,10 @@ class ExportResult(Value):
     files: tuple[Exported, ...]
     error: str | None = None
     """Set where an optional target failed."""
+
+    def precision(self, name: str) -> Exported | None:
+        """The file of a precision, if it was made."""
+        return next((f for f in self.files if f.precision == name), None)
 
 
 class Measurements(Value):

@@ -67,10 +67,10 @@ class Target(Protocol):
     PRECISIONS: tuple[Precision, ...]
 
     def export(self, model: Any, deployable: Deployable, out: Path) -> Path:
-        """Write the fp32 file ``out/model.fp32<SUFFIX>`` from an eval-mode torch module NCHW float -> logits; return it.
+        """Write the fp32 file ``out/model.fp32<SUFFIX>`` from an eval-mode module (NCHW float -> logits); return it.
 
-        The file takes uint8 NHWC RGB (batch 1) at the final size and returns float32 logits (1, classes); normalisation is
-        inside. Raises ``RejectedError`` naming the operation when the converter cannot do it.
+        The file takes uint8 NHWC RGB (batch 1) at the final size and returns float32 logits (1, classes);
+        normalisation is inside. Raises ``RejectedError`` naming the operation when the converter cannot do it.
         """
 
     def compress(
@@ -101,7 +101,7 @@ class Measurement(Value):
     """Row name, such as ``student w8a8``."""
     runtime: RuntimeName
     precision: Precision
-    role: Literal["teacher", "student"]
+    role: Literal["teacher", "student", "control"]
     device: dict[str, Any]
     """Device card: CPU, cores, memory, kernel, governor, emulated or not."""
     threads: int
@@ -113,7 +113,7 @@ class Measurement(Value):
     execution_precision: str
     """As read back from the loaded model, such as ``f32``."""
     flags: tuple[str, ...] = ()
-    """Such as ``OTHER_LOAD``; a flagged result is kept but not entered into comparisons unless the machine forbids better."""
+    """Such as ``OTHER_LOAD``; a flagged result is kept, and the report says so beside every comparison."""
     int8_slower_than_float: bool = False
 
 
@@ -139,7 +139,7 @@ Measurement.model_rebuild()
 
 
 class Predictions(Value):
-    """Logits of one file over one split, made on the device by that file; ``logits`` is a .npy beside the value, (N, classes)."""
+    """Logits of one file over one split, made on the device by that file; ``logits``: a .npy beside it, (N, classes)."""
 
     name: str
     runtime: RuntimeName

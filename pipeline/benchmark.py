@@ -1,0 +1,68 @@
+"""Measure and score stages: exported files on the device, the teacher beside the student in the same run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from distilledge.pipeline.recipe import Measure
+from distilledge.pipeline.record import ExportResult, Measurements, Sample, Scores
+from distilledge.targets.base import Exported
+from distilledge.targets.devices import DEVICES
+from distilledge.targets.measure import Candidate, measure, score
+
+QUICK_SAMPLES = 256
+"""Timed inferences under ``measure.quick``: below what is reportable, and labelled as such."""
+
+
+def candidate(result: ExportResult, exported: Exported, directory: Path) -> Candidate:
+    """A file with the name it has in every table."""
+    return Candidate(
+        name=row_name(result.role, exported), role=result.role, directory=str(directory), exported=exported
+    )
+
+
+def row_name(role: str, exported: Exported) -> str:
+    """Unique in a run, such as ``student onnx w8a8``."""
+    return f"{role} {exported.runtime} {exported.precision}"
+
+
+def measure_exports(
+    exports: Sequence[tuple[ExportResult, Path]], pictures: Sequence[str], settings: Measure
+) -> Measurements:
+    """Time every file of each runtime, interleaved with that runtime's teacher, for each thread count."""
+    items = []
+    for runtime in dict.fromkeys(result.runtime for result, _ in exports):
+        group = [candidate(r, f, d) for r, d in exports if r.runtime == runtime for f in r.files]
+        for threads in settings.threads:
+            items += measure(
+                group,
+                DEVICES["local"](),
+                threads=threads,
+                samples=QUICK_SAMPLES if settings.quick else settings.samples,
+                min_seconds=0.0 if settings.quick else settings.min_seconds,
+                launches=1 if settings.quick else settings.launches,
+                warmup=settings.warmup,
+                end_to_end=settings.end_to_end,
+                quick=settings.quick,
+                images=pictures,
+            )
+    return Measurements(items=tuple(items))
+
+
+def predict_export(result: ExportResult, directory: Path, samples: Sequence[Sample], root: Path, out: Path) -> Scores:
+    """Predictions of every file of one export over the samples, made on the device by that file."""
+    paths = [str(root / s.path) for s in samples]
+    device = DEVICES["local"]()
+    items = tuple(score(candidate(result, f, directory), device, paths=paths, out=out) for f in result.files)
+    return Scores(items=items, labels=tuple(s.label for s in samples), paths=tuple(s.path for s in samples))
+
+
+def gather(parts: Sequence[tuple[Scores, Path]], out: Path) -> Scores:
+    """All predictions in one directory."""
+    for scores, directory in parts:
+        for item in scores.items:
+            shutil.copyfile(directory / item.logits, out / item.logits)
+    first = parts[0][0]
+    return Scores(items=tuple(i for s, _ in parts for i in s.items), labels=first.labels, paths=first.paths)

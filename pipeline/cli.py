@@ -1,0 +1,295 @@
+"""The command line: each command parses, calls one function and prints. The only file that prints or exits.
+
+Heavy imports stand inside commands; importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from distilledge.models.errors import DistilledgeError
+
+app = typer.Typer(
+    name="distilledge",
+    help="Distil a large model into a small one, export it, and prove it on the device against its teacher.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+WORK = Path("distilledge-work")
+RecipePath = Annotated[Path, typer.Argument(help="Recipe (.yaml), or the name of one that comes with distilledge.")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field of the recipe.")]
+NO_OVERRIDES: list[str] = []
+Work = Annotated[Path, typer.Option("--work", help="Where the store and the runs lie.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="The recipe shrunk by its own `smoke` block.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@app.callback(invoke_without_command=True)
+def main_options(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks for errors, and a full log.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")] = False,
+) -> None:
+    if show_version:
+        typer.echo(version("distilledge"))
+        raise typer.Exit
+    context.obj = debug
+    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("distilledge").setLevel(level)
+
+
+@app.command()
+def demo(work: Work = WORK, smoke: Smoke = False, as_json: Json = False, set_: Overrides = NO_OVERRIDES) -> None:
+    """Run the whole chain on a generated surface-inspection set (synthetic)."""
+    _run("demo", set_, work, smoke, "report", as_json)
+    if not as_json:
+        typer.echo("next: distilledge init PATH/TO/YOUR/PICTURES > recipe.yaml && distilledge run recipe.yaml")
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="Picture folder, manifest, or Hugging Face directory.")],
+    explain: Annotated[bool, typer.Option(help="Every field with its meaning.")] = False,
+) -> None:
+    """Look at a data folder and write a commented recipe to stdout."""
+    from distilledge.pipeline.init import draft
+
+    typer.echo(draft(data, explain=explain), nl=False)
+
+
+@app.command()
+def plan(
+    recipe: RecipePath, set_: Overrides = NO_OVERRIDES, work: Work = WORK, smoke: Smoke = False, as_json: Json = False
+) -> None:
+    """Say what `run` would do: each stage, run or cached, why, and how long it may take."""
+    from distilledge.pipeline.plan import plan as make_plan
+
+    rows = make_plan(_load(recipe, set_, smoke), work)
+    if as_json:
+        typer.echo(json.dumps([row._asdict() for row in rows]))
+        return
+    _table(
+        ("stage", "", "reason", "estimate"),
+        [(r.stage, "cached" if r.cached else "run", r.reason, "" if r.cached else _duration(r.seconds)) for r in rows],
+    )
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    set_: Overrides = NO_OVERRIDES,
+    work: Work = WORK,
+    smoke: Smoke = False,
+    no_control: Annotated[
+        bool, typer.Option("--no-control", help="Leave out the student without the teacher.")
+    ] = False,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="Go on although test pictures are in train.")
+    ] = False,
+    on_nan: Annotated[str, typer.Option("--on-nan", help="stop or skip, for teacher and student.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Run the whole chain: data, teacher, student, export, verify, measure, score, gate, report."""
+    _run(str(recipe), [*set_, *_flags(no_control, allow_leakage, on_nan)], work, smoke, "report", as_json)
+
+
+def _flags(no_control: bool, allow_leakage: bool, on_nan: str) -> list[str]:
+    found = ["distill.control=false"] if no_control else []
+    if allow_leakage:
+        found.append("data.allow_leakage=true")
+    if on_nan:
+        found += [f"teacher.training.on_nan={on_nan}", f"student.training.on_nan={on_nan}"]
+    return found
+
+
+STAGE_VERBS: dict[str, tuple[str, str]] = {
+    "data": ("data", "Read, audit and split the data."),
+    "train": ("teacher", "Fine-tune the teacher."),
+    "distill": ("control", "Distil the student, and train its control."),
+    "export": ("export", "Export and quantize teacher and student."),
+    "verify": ("verify", "Compare every exported file with its model, rung by rung."),
+    "benchmark": ("measure", "Time every file on this device, the teacher beside it."),
+    "score": ("gate", "Score every file on the test split and judge the budgets."),
+    "report": ("report", "Write the report (running what is missing)."),
+}
+"""Verb -> the stage it runs up to, and its help."""
+
+
+def _stage_command(until: str) -> Callable[..., None]:
+    def command(
+        recipe: RecipePath,
+        set_: Overrides = NO_OVERRIDES,
+        work: Work = WORK,
+        smoke: Smoke = False,
+        as_json: Json = False,
+    ) -> None:
+        _run(str(recipe), set_, work, smoke, until, as_json)
+
+    return command
+
+
+for _verb, (_until, _help) in STAGE_VERBS.items():
+    app.command(_verb, help=f"{_help} Earlier stages are run or found first.")(_stage_command(_until))
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List teachers and students: parameters, MACs, licence of the weights, int8-friendliness."""
+    from distilledge.models.vision import catalogue
+
+    cards = catalogue()
+    if as_json:
+        typer.echo(json.dumps([card.model_dump() for card in cards]))
+        return
+    _table(
+        ("model", "role", "parameters", "MACs", "px", "weights' licence", "int8"),
+        [
+            (c.name, c.role, f"{c.parameters / 1e6:.2f} M", f"{c.macs / 1e9:.2f} G", str(c.size), c.license, c.int8)
+            for c in cards
+        ],
+    )
+
+
+@app.command()
+def doctor(
+    deep: Annotated[bool, typer.Option(help="Also run a tiny model in each runtime.")] = False, as_json: Json = False
+) -> None:
+    """Check packages, runtimes, CPU, GPU, disk and telemetry."""
+    from distilledge.pipeline.doctor import examine
+
+    report = examine(deep=deep)
+    if as_json:
+        typer.echo(report.model_dump_json())
+    else:
+        _table(("", "what", "found", "hint"), [(r.state, r.name, r.detail, r.hint) for r in report.rows()])
+    if any(r.state == "fail" for r in report.rows()):
+        raise typer.Exit(4)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with distilledge."""
+    for path in _shipped():
+        typer.echo(f"{path.stem:28s}{path.read_text(encoding='utf-8').splitlines()[1].lstrip('# ')}")
+
+
+def _shipped() -> list[Path]:
+    from distilledge.pipeline import recipes as folder
+
+    return sorted(Path(folder.__path__[0]).glob("*.yaml"))
+
+
+def _load(recipe: Path | str, overrides: list[str], smoke: bool) -> Any:
+    from distilledge.pipeline.recipe_check import check_recipe
+    from distilledge.pipeline.recipe_file import load_recipe
+
+    path = Path(recipe)
+    if not path.exists():
+        path = next((p for p in _shipped() if p.stem == str(recipe)), path)
+    loaded = load_recipe(path, overrides=overrides, smoke=smoke)
+    check_recipe(loaded)
+    return loaded
+
+
+def _run(recipe: str, overrides: list[str], work: Path, smoke: bool, until: str, as_json: bool) -> None:
+    from distilledge.pipeline.progress import Progress
+    from distilledge.pipeline.recipe_check import check_models
+    from distilledge.pipeline.run import run as run_chain
+
+    loaded = _load(recipe, overrides, smoke)
+    check_models(loaded)
+    command = shlex.join(
+        ["distilledge", "run", recipe, *(a for o in overrides for a in ("--set", o)), *(["--smoke"] if smoke else [])]
+    )
+    if until == "control" and not loaded.distill.control:
+        until = "student"
+    failure: DistilledgeError | None = None
+    with Progress() as progress:
+        try:
+            _, directory = run_chain(loaded, work.absolute(), until=until, command=command, report=progress.update)
+        except DistilledgeError as error:
+            directory, failure = work.absolute() / "runs" / loaded.name, error
+    _show(directory, until, as_json, failure)
+
+
+def _show(directory: Path, until: str, as_json: bool, failure: DistilledgeError | None) -> None:
+    report = directory / "report.json"
+    fresh = until == "report" and report.exists() and (failure is None or failure.code in ("E5002", "EA001"))
+    if as_json:
+        body = json.loads(report.read_text(encoding="utf-8")) if fresh else {}
+        error = {"code": failure.code, "what": failure.what, "hint": failure.hint} if failure else None
+        typer.echo(json.dumps({"run": str(directory), "error": error, "report": body}))
+    elif fresh:
+        from distilledge.pipeline.report.table import terminal
+
+        typer.echo(terminal(json.loads(report.read_text(encoding="utf-8"))))
+        typer.echo(f"report: {os.path.relpath(directory / 'report.html')}")
+    elif failure is None:
+        typer.echo(f"done: {os.path.relpath(directory / 'run.json')}")
+    if failure:
+        raise failure
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 160)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors a user can fix become one message and their exit code; anything else is our bug, with its traceback."""
+    debug = "--debug" in sys.argv
+    try:
+        yield
+    except DistilledgeError as error:
+        if debug:
+            raise
+        typer.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """Entry point of the ``distilledge`` command."""
+    from distilledge.pipeline.interrupt import Interrupted
+
+    try:
+        with _errors():
+            app()
+    except Interrupted as interrupted:
+        typer.echo(f"interrupted: state is kept, the same command goes on from there ({interrupted})", err=True)
+        sys.exit(interrupted.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: state is kept, the same command goes on from there", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
