@@ -1,8 +1,8 @@
 """No telemetry, for our process and the processes it starts. Nothing is written to the user's home.
 
-``openvino`` and ``nncf`` send an event when they are imported, unless a consent file in the home directory says no. Both
-have a stub for the case that ``openvino_telemetry`` is not installed; we make that the case. Standard library only, so
-that the command line can call it first.
+``openvino`` and ``nncf`` send an event when they are imported, unless a consent file in the home directory says no.
+Both have a stub for the case that ``openvino_telemetry`` is not installed; we make that the case. Standard library
+only, so that the command line can call it first.
 """
 
 from __future__ import annotations

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from distilledge.targets.telemetry import switch_off
+
 # Read by OpenMP and MKL when torch is first imported. Two, on any machine: sums depend on the number of threads.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "2")
 # Nothing is fetched by a test; hub code is tested against a local cache.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import numpy as np
-import pytest
-
-from distilledge.targets.telemetry import switch_off
 
 ROOT = Path(__file__).resolve().parents[1]
 
