@@ -124,8 +124,8 @@ def _size(path: Path) -> int:
 def kernel_lock(path: Path, what: str) -> Iterator[None]:
     """Hold the kernel's lock on ``path``; it ends with the process, so nothing is ever to be unlocked by hand.
 
-    Raises ``LockedError`` (exit 8) naming pid, host and start of the process that holds it, after a second: another run's
-    sweep holds a lock for a moment.
+    Raises ``LockedError`` (exit 8) naming pid, host and start of the process that holds it, after a second: another
+    run's sweep holds a lock for a moment.
     """
     holder = path.with_suffix(".holder")
     lock = FileLock(path, timeout=1.0)
