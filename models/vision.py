@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from distilledge.models.errors import RejectedError, UsageError
+from distilledge.models.vision_catalogue import ModelCard, catalogue, int8_friendliness
 from distilledge.models.vision_names import (
     VARIANTS,
     InputDefaults,
@@ -25,11 +26,14 @@ __all__ = [
     "VARIANTS",
     "InputDefaults",
     "Loaded",
+    "ModelCard",
     "Profile",
+    "catalogue",
     "check_name",
     "create",
     "head_names",
     "input_defaults",
+    "int8_friendliness",
     "load_weights",
     "parameter_groups",
     "profile",
