@@ -1,0 +1,141 @@
+"""What a well-formed recipe can still get wrong: parts that contradict each other, unknown losses, unfit models.
+
+Nothing is downloaded and no weights are read; models are built without memory to be counted and tried.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from distilledge.models.errors import UsageError
+from distilledge.pipeline.recipe import Input, Recipe, Student, Teacher, Training
+
+Found = Iterator[tuple[str, str]]
+"""What is wrong, and the edit that mends it."""
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise ``UsageError`` (exit 2) naming every contradiction in the recipe and every loss that cannot be computed."""
+    raise_all([finding for check in CHECKS for finding in check(recipe)], recipe.name)
+
+
+def check_models(recipe: Recipe) -> None:
+    """Raise ``UsageError`` (exit 2) for an unknown model (naming the nearest), one that cannot take its input size or has
+    no classification head, and for a student larger than its teacher.
+    """
+    sizes = {}
+    for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
+        sizes[role] = _parameters(part, role)
+    if sizes["student"] > sizes["teacher"]:
+        raise UsageError(
+            "E2018",
+            f"the student is larger than its teacher ({sizes['student']:,} parameters against {sizes['teacher']:,}): "
+            f"student.model {recipe.student.model}, teacher.model {recipe.teacher.model}",
+            "choose a smaller student.model; `distilledge models` lists sizes",
+        )
+
+
+def raise_all(found: list[tuple[str, str]], name: str) -> None:
+    """Raise ``UsageError`` (exit 2) with all findings, if there are any."""
+    if len(found) == 1:
+        raise UsageError("E2016", f"{found[0][0]}: recipe {name}", found[0][1])
+    if found:
+        lines = [f"  {what}; {fix}" for what, fix in found]
+        raise UsageError(
+            "E2016", "\n".join([f"{len(found)} contradictions: recipe {name}", *lines]), "mend each of them"
+        )
+
+
+def _parameters(part: Teacher | Student, role: str) -> int:
+    """Number of parameters. The forward pass without memory shows whether the size fits and the head is one."""
+    import torch
+
+    from distilledge.models.vision_names import build
+
+    classes, size = 3, part.input.size
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = build(part.model, classes=classes, size=size).eval()
+            shape = tuple(model(torch.empty(1, 3, size, size)).shape)
+    except UsageError as error:
+        raise UsageError(error.code, f"{error.what}: {role}.model", error.hint) from error
+    except RuntimeError as error:
+        what = f"{part.model} cannot take pictures of {size} pixels ({str(error).splitlines()[0]}): {role}.input.size"
+        raise UsageError("E2017", what, "set a larger size") from error
+    if shape != (1, classes):
+        what = f"{part.model} has no classification head, it gives {shape} for {classes} classes: {role}.model"
+        raise UsageError("E2017", what, "choose a classification model; `distilledge models` lists some")
+    return sum(p.numel() for p in model.parameters())
+
+
+def _splits(recipe: Recipe) -> Found:
+    parts = recipe.data.splits
+    total = parts.train + parts.validation + parts.test
+    if abs(total - 1) > 1e-6:
+        yield f"data.splits add up to {total:g}", "make train, validation and test add up to 1"
+
+
+def _losses(recipe: Recipe) -> Found:
+    from distilledge.models.losses import check_arguments
+
+    for number, term in enumerate(recipe.distill.losses):
+        try:
+            check_arguments(term.name, term.arguments)
+        except UsageError as error:
+            yield f"distill.losses.{number}: {error.what}", error.hint
+    if recipe.distill.hard_weight == 0 and not any(term.weight for term in recipe.distill.losses):
+        yield "distill has no loss with a weight above 0", "set distill.hard_weight or a loss's weight"
+
+
+def _inputs(recipe: Recipe) -> Found:
+    for role, spec in (("teacher", recipe.teacher.input), ("student", recipe.student.input)):
+        yield from ((f"{role}.input.{what}", fix) for what, fix in _input(spec))
+    if recipe.teacher.input.bit_depth != recipe.student.input.bit_depth:
+        yield "teacher.input.bit_depth and student.input.bit_depth differ", "they read the same files: make them equal"
+
+
+def _input(spec: Input) -> Found:
+    if (spec.mean is None) != (spec.std is None):
+        yield "mean and std: only one is given", "give both or neither"
+    if spec.mean and not all(0 <= m <= 1 for m in spec.mean):
+        yield f"mean {spec.mean} is not of RGB in 0..1", "divide it by 255"
+    if spec.std and not all(0 < s <= 1 for s in spec.std):
+        yield f"std {spec.std} is not of RGB in 0..1", "divide it by 255"
+    if not all(0 <= c <= 255 for c in spec.alpha_background):
+        yield f"alpha_background {spec.alpha_background} is no colour", "use three numbers in 0..255"
+
+
+def _trainings(recipe: Recipe) -> Found:
+    for role, training in (("teacher", recipe.teacher.training), ("student", recipe.student.training)):
+        yield from ((f"{role}.training.{what}", fix) for what, fix in _training(training))
+
+
+def _training(training: Training) -> Found:
+    if training.warmup_epochs > training.epochs:
+        yield f"warmup_epochs {training.warmup_epochs:g} exceeds epochs {training.epochs}", "lower warmup_epochs"
+    for name, (low, high) in (
+        ("crop_scale", training.augment.crop_scale),
+        ("crop_ratio", training.augment.crop_ratio),
+    ):
+        if low > high:
+            yield f"augment.{name} runs from {low:g} down to {high:g}", "write the smaller number first"
+    if training.augment.crop_scale[0] == 0:
+        yield "augment.crop_scale begins at 0", "a crop keeps a share above 0"
+
+
+def _targets(recipe: Recipe) -> Found:
+    runtimes = [target.runtime for target in recipe.export.targets]
+    if not runtimes:
+        yield "export.targets is empty", "name at least one runtime"
+    for runtime, times in Counter(runtimes).items():
+        if times > 1:
+            yield f"export.targets names {runtime} {times} times", "join its precisions in one entry"
+    for number, target in enumerate(recipe.export.targets):
+        if not target.precisions:
+            yield f"export.targets.{number}.precisions is empty", "name at least one, such as fp32"
+    if not recipe.measure.threads:
+        yield "measure.threads is empty", "name at least one count, such as 1"
+
+
+CHECKS: tuple[Callable[[Recipe], Found], ...] = (_splits, _losses, _inputs, _trainings, _targets)
