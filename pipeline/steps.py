@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distilledge.models.errors import RejectedError
-from distilledge.pipeline.data.formats import expand
-from distilledge.pipeline.data.prepare import content_hash
+from distilledge.pipeline.data.content import content_hash, unlabelled_hash
+from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.recipe import ExportTarget, Recipe, Student, Teacher
 from distilledge.pipeline.store import fingerprint
 

@@ -23,6 +23,9 @@ from distilledge.targets.ondevice.session import open_session
 GRAPH_PICTURES = 4
 """Pictures run with every tensor kept (memory)."""
 
+PROBES = 6
+"""Constant images before the pictures."""
+
 TIE = 1e-3
 """Of the largest logit: a float file may turn a lead below it around."""
 
@@ -50,14 +53,21 @@ def verify(
     spec = InputSpec.from_dict(checkpoint.input_spec)
     images = np.concatenate([probes(spec), stack(pictures, spec)])
     model = checkpoints.load(checkpoint, directory)
+    return Parity(role=result.role, rungs=ladder(model, spec, result, exports, images, limits), samples=len(images))
+
+
+def ladder(
+    model: torch.nn.Module, spec: InputSpec, result: ExportResult, exports: Path, images: Uint8Array, limits: Verify
+) -> tuple[Rung, ...]:
+    """The rungs of one model's files; ``images`` begin with the constant probes."""
     torch_side = Side("torch fp32", torch_logits(model, images, spec))
     rungs = _float_rungs(model, result, exports, images, torch_side, limits)
     rungs += _compressed_rungs(model, result, exports, images, spec, limits)
-    return Parity(role=result.role, rungs=tuple(rungs), samples=len(images))
+    return tuple(rungs)
 
 
 def probes(spec: InputSpec) -> Uint8Array:
-    """Constant images: black, grey, white, red, green, blue; a doubled normalisation or swapped channels show at once."""
+    """Constant images: black, grey, white, red, green, blue; a doubled normalisation or swapped channels show."""
     colours = [(0, 0, 0), (128, 128, 128), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
     return np.stack([np.full((spec.height, spec.width, 3), colour, np.uint8) for colour in colours])
 
@@ -173,7 +183,7 @@ def _compressed_rungs(
 
 def _pictures(side: Side) -> Side:
     """Without the constant probes: they lie outside the calibrated range and say nothing of int8."""
-    return Side(side.name, side.logits[6:])
+    return Side(side.name, side.logits[PROBES:])
 
 
 def _compressed_rung(exported: Exported, reference: Side, candidate: Side, limits: Verify) -> Rung:
@@ -199,7 +209,7 @@ def _explain_compressed(
     spec: InputSpec,
 ) -> Rung:
     """Weight range where rounding the weights alone already breaks the model, else activation range."""
-    pictures = images[6:]
+    pictures = images[PROBES:]
     weights_alone = divergence.weight_rounding_agreement(model, normalise(pictures, spec))
     target = get(exported.runtime)
     few = pictures[:GRAPH_PICTURES]
