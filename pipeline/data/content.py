@@ -1,0 +1,71 @@
+"""The fingerprint of a data set, for the cache: bytes and names, never times."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from distilledge.pipeline.data.formats import detect, folder_paths, list_unlabelled
+from distilledge.pipeline.data.listing import expand
+from distilledge.pipeline.data.manifest import check_columns, find, read
+from distilledge.pipeline.recipe import Data
+
+THREADS = 4
+"""Reading and hashing release the interpreter's lock."""
+
+
+def content_hash(data: Data) -> str:
+    """sha256 over the relative names and contents of the pictures and the manifest.
+
+    Generated sets: over their parameters. Hub names: over the name. Where the data lies does not matter.
+    """
+    kind = detect(data)
+    if kind == "synthetic":
+        return _digest(["synthetic", data.synthetic.model_dump_json()])
+    path = Path(expand(data.path))
+    if kind == "huggingface" and not path.is_dir():
+        return _digest(["hub", data.path])
+    if kind == "manifest":
+        file = find(path)
+        return _hash_files(file.parent, [file.name, *_manifest_paths(file, data)])
+    return _hash_files(path, folder_paths(path))
+
+
+def unlabelled_hash(path: str) -> str:
+    """The same of a folder without labels."""
+    source = list_unlabelled(path)
+    return _hash_files(source.root, [row.path for row in source.rows])
+
+
+def _manifest_paths(file: Path, data: Data) -> list[str]:
+    header, records = read(file)
+    column = check_columns(file, header, data.columns)["path"]
+    return [fields[column] for _, fields in records if fields.get(column)]
+
+
+def _hash_files(root: Path, names: Iterable[str]) -> str:
+    ordered = sorted(set(names))
+    with ThreadPoolExecutor(THREADS) as pool:
+        hashes = pool.map(_file_hash, (os.path.join(root, name) for name in ordered))
+        return _digest(f"{name!r} {content}" for name, content in zip(ordered, hashes, strict=True))
+
+
+def _file_hash(path: str) -> str:
+    """What is no readable file has a hash of its own kind; the audit says why."""
+    if not os.path.isfile(path):
+        return "no file"
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "unreadable"
+
+
+def _digest(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()

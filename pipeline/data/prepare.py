@@ -1,0 +1,224 @@
+"""The data stage: list, look, judge, split. Leaves samples.jsonl, audit.json and bad_files.jsonl in its directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from distilledge.models.errors import DistilledgeError
+from distilledge.pipeline.data import audit, splits
+from distilledge.pipeline.data.duplicates import Pair, is_copy, join, near, same
+from distilledge.pipeline.data.formats import list_unlabelled, listing
+from distilledge.pipeline.data.listing import Finding, Listing, Row, finding, shown
+from distilledge.pipeline.data.pictures import Facts, examine_all, gray
+from distilledge.pipeline.recipe import Data
+from distilledge.pipeline.record import Sample, Splits
+from distilledge.targets.ondevice.preprocess import InputSpec
+
+
+class Looked(NamedTuple):
+    """The usable pictures, and the rest. ``rows`` and ``facts`` belong together."""
+
+    rows: list[Row]
+    facts: list[Facts]
+    bad: list[audit.Bad]
+
+
+class Alike(NamedTuple):
+    copies: list[Pair]
+    near: list[Pair]
+    cut: bool
+
+
+def prepare(data: Data, *, bit_depth: int, seed: int, out: Path, unlabelled: str | None = None) -> Splits:
+    """Audits and splits the data set and chooses calibration pictures. Audit and bad files are written on failure too.
+
+    ``unlabelled`` is a folder whose pictures join as split ``unlabelled``; those that are also tested on are left out.
+    Raises RejectedError (3) on data that cannot be used, GateFailedError (5) on leakage, ResourceError (9).
+    """
+    spec = InputSpec(
+        height=1,
+        width=1,
+        bit_depth=bit_depth,
+        exif=data.exif,
+        frames=data.frames,
+        max_pixels=data.max_pixels,
+        min_size=data.min_size,
+    )
+    source = listing(data, out)
+    findings = list(source.notes)
+    looked = Looked([], [], [])
+    try:
+        rows = _labelled(source) + (_extra_rows(unlabelled, findings) if unlabelled else [])
+        looked = _look(source, rows, spec, data.workers)
+        findings += audit.describe_pictures(looked.rows, looked.facts)
+        _write_lines(out / "bad_files.jsonl", (bad._asdict() for bad in looked.bad))
+        audit.refuse(looked.bad)
+        findings += audit.check_bad(looked.bad, rows, data.max_bad, shown(out / "bad_files.jsonl"))
+        looked = _settle(looked, data, findings)
+        alike = _alike(source, looked, spec, data)
+        findings += audit.check_leakage(looked.rows, looked.facts, alike.copies, allowed=data.allow_leakage)
+        looked = _split(looked, alike, data, seed, source.source)
+        findings += audit.near_findings(looked.rows, alike.near, cut=alike.cut)
+        chosen, more = _calibrate(looked.rows, data.calibration, seed)
+        findings += more
+    except DistilledgeError as error:
+        findings.append(Finding(kind=error.code, severity="error", count=1, message=error.what))
+        raise
+    finally:
+        content = audit.summary(findings, looked.rows, looked.facts, len(looked.bad))
+        (out / "audit.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        _write_lines(out / "bad_files.jsonl", (bad._asdict() for bad in looked.bad))
+    return _record(source, looked, chosen, findings, out)
+
+
+def _labelled(source: Listing) -> list[Row]:
+    """The rows, with labels and given splits checked before anything is decoded."""
+    rows = [row for row in source.rows if row.split != "unlabelled"]
+    labels = [row.label or "" for row in rows]
+    splits.check_classes(labels, [row.split for row in rows], [row.line for row in rows], source.source)
+    given = {row.split for row in rows} - {None}
+    if given >= set(splits.PARTS):
+        splits.check_coverage(labels, [row.split or "train" for row in rows], source.source)
+    return source.rows
+
+
+def _extra_rows(path: str, findings: list[Finding]) -> list[Row]:
+    extra = list_unlabelled(path)
+    findings += extra.notes
+    return [row._replace(path=str(extra.root / row.path)) for row in extra.rows]
+
+
+def _look(source: Listing, rows: Sequence[Row], spec: InputSpec, workers: int) -> Looked:
+    """Each picture read and decoded once."""
+    looked = Looked([], [], [])
+    for row, facts in zip(rows, examine_all([str(source.root / row.path) for row in rows], spec, workers), strict=True):
+        if isinstance(facts, str):
+            looked.bad.append(audit.Bad(row.path, row.split or "", facts))
+        else:
+            looked.rows.append(row)
+            looked.facts.append(facts)
+    return looked
+
+
+def _settle(looked: Looked, data: Data, findings: list[Finding]) -> Looked:
+    """Conflicting labels by the recipe's rule; unlabelled pictures that are tested on go."""
+    sets = audit.conflicts(looked.rows, looked.facts)
+    findings += audit.check_conflicts(sets, looked.rows, data.on_conflict)
+    reasons: dict[int, str] = {}
+    if data.on_conflict == "quarantine":
+        reasons |= {i: "conflicting labels of identical pictures" for members in sets for i in members}
+    tested = {
+        f.pixels for r, f in zip(looked.rows, looked.facts, strict=True) if r.split in ("test", "validation", None)
+    }
+    both = [i for i, r in enumerate(looked.rows) if r.split == "unlabelled" and looked.facts[i].pixels in tested]
+    reasons |= dict.fromkeys(both, "unlabelled picture is in the labelled set too")
+    if both:
+        names = [shown(looked.rows[i].path) for i in both]
+        findings.append(finding("unlabelled_tested", "warning", f"{len(both)} unlabelled pictures left out", names))
+    kept = [i for i in range(len(looked.rows)) if i not in reasons]
+    bad = [audit.Bad(looked.rows[i].path, looked.rows[i].split or "", why) for i, why in sorted(reasons.items())]
+    settled = Looked([looked.rows[i] for i in kept], [looked.facts[i] for i in kept], looked.bad + bad)
+    findings += audit.duplicates(settled.rows, settled.facts)
+    return settled
+
+
+def _alike(source: Listing, looked: Looked, spec: InputSpec, data: Data) -> Alike:
+    """Near pairs between splits, and inside what is still to be cut; those of equal size are compared by pixels."""
+    rows, facts = looked.rows, looked.facts
+    ours = [i for i, row in enumerate(rows) if row.split != "unlabelled"]
+    given = {rows[i].split for i in ours}
+    within = {"all"} | ({"train"} if not given >= set(splits.PARTS) else set())
+    found, cut = near(
+        [facts[i].phash for i in ours], [rows[i].split or "all" for i in ours], data.near_duplicate_bits, within
+    )
+    alike = Alike([], [], cut)
+    for first, second, bits in found:
+        pair = Pair(ours[first], ours[second], bits)
+        a, b = facts[pair.first], facts[pair.second]
+        if a.pixels == b.pixels:
+            continue
+        equal = (a.width, a.height) == (b.width, b.height)
+        copy = equal and is_copy(*(gray(str(source.root / rows[i].path), spec) for i in pair[:2]))
+        (alike.copies if copy else alike.near).append(pair)
+    return alike
+
+
+def _split(looked: Looked, alike: Alike, data: Data, seed: int, source: str) -> Looked:
+    """Final splits and groups. Identical and similar pictures share a group: a cut of ours does not part them."""
+    rows, facts = looked.rows, looked.facts
+    own = [row.group or f"path:{row.path}" for row in rows]
+    sets = (*same(own), *same(f.pixels for f in facts), *(pair[:2] for pair in alike.copies))
+    given = {row.split for row in rows if row.split not in (None, "unlabelled")}
+    fractions = splits.fractions_of({split for split in given if split}, data.splits)
+    is_open = [bool(fractions) and row.split in (None, "train") for row in rows]
+    leader = join(len(rows), sets, [pair for pair in alike.near if is_open[pair.first] and is_open[pair.second]])
+    rows = [row._replace(group=rows[lead].group or rows[lead].path) for row, lead in zip(rows, leader, strict=True)]
+    open_rows = [i for i, free in enumerate(is_open) if free]
+    groups = [rows[i].group or "" for i in open_rows]
+    parts = splits.assign([rows[i].label or "" for i in open_rows], groups, fractions, seed)
+    for i, part in zip(open_rows, parts, strict=True):
+        rows[i] = rows[i]._replace(split=part)
+    labelled = [row for row in rows if row.split != "unlabelled"]
+    splits.check_coverage([row.label or "" for row in labelled], [row.split or "train" for row in labelled], source)
+    return Looked(rows, facts, looked.bad)
+
+
+def _calibrate(rows: Sequence[Row], wanted: int, seed: int) -> tuple[set[int], list[Finding]]:
+    train = [i for i, row in enumerate(rows) if row.split == "train"]
+    own = [rows[i] for i in train]
+    chosen, findings = splits.calibration(
+        [r.path for r in own], [r.label or "" for r in own], [r.group or "" for r in own], wanted, seed
+    )
+    return {train[i] for i in chosen}, findings
+
+
+def _record(source: Listing, looked: Looked, chosen: set[int], findings: Sequence[Finding], out: Path) -> Splits:
+    classes = tuple(sorted({row.label for row in looked.rows if row.label is not None}))
+    index = {name: number for number, name in enumerate(classes)}
+    samples = [
+        Sample(
+            path=row.path,
+            label=-1 if row.label is None or row.split == "unlabelled" else index[row.label],
+            group=row.group or row.path,
+            split=row.split or "train",
+            sha256=facts.sha256,
+            calibration=number in chosen,
+        )
+        for number, (row, facts) in enumerate(zip(looked.rows, looked.facts, strict=True))
+    ]
+    _write_lines(out / "samples.jsonl", (sample._asdict() for sample in samples))
+    counts = {part: Counter(classes[s.label] for s in samples if s.split == part) for part in splits.PARTS}
+    return Splits(
+        root="." if source.unpacked else str(source.root),
+        classes=classes,
+        counts={part: {name: of[name] for name in classes} for part, of in counts.items()},
+        data_hash=_hash(
+            [(s.path, classes[s.label] if s.label >= 0 else "", s.group, s.split, s.sha256) for s in samples]
+        ),
+        calibration_hash=_hash([(s.path, s.sha256) for s in samples if s.calibration]),
+        calibration=len(chosen),
+        synthetic=source.synthetic,
+        warnings=tuple(f.message for f in findings if f.severity == "warning"),
+    )
+
+
+def _hash(items: Sequence[tuple[str, ...]]) -> str:
+    """sha256 of the items in sorted order."""
+    digest = hashlib.sha256()
+    for item in sorted(items):
+        digest.update(json.dumps(item).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _write_lines(path: Path, records: Iterable[dict[str, object]]) -> None:
+    """JSON lines in ASCII, so that names that are no text (undecodable bytes) come back as they were."""
+    with path.open("w", encoding="ascii", newline="\n") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+        file.flush()
+        os.fsync(file.fileno())
