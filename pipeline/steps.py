@@ -137,9 +137,7 @@ def _teacher_inputs(recipe: Recipe, data: Step) -> dict[str, Any]:
 def _student_inputs(recipe: Recipe, data: Step, teacher: Step) -> dict[str, Any]:
     distill = recipe.distill.model_dump(mode="json", exclude={"control", "unlabelled"})
     if recipe.distill.unlabelled:
-        distill["unlabelled"] = content_hash(
-            recipe.data.model_copy(update={"path": recipe.distill.unlabelled, "format": "folder"})
-        )
+        distill["unlabelled"] = unlabelled_hash(recipe.distill.unlabelled)
     return {**_control_inputs(recipe, data), "teacher": teacher.fingerprint, "distill": distill}
 
 
