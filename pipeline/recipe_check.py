@@ -21,7 +21,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_models(recipe: Recipe) -> None:
-    """Raise ``UsageError`` (exit 2) for an unknown model (naming the nearest), one that cannot take its input size or has
+    """Raise ``UsageError`` (exit 2) for an unknown model (naming near ones), one that cannot take its input size or has
     no classification head, and for a student larger than its teacher.
     """
     sizes = {}
