@@ -1,0 +1,69 @@
+"""Trained models on disk: ``model.safetensors`` beside a ``Checkpoint``, checked against its hash before use."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from distilledge.models import vision
+from distilledge.models.errors import IntegrityError
+from distilledge.models.vision import InputDefaults
+from distilledge.pipeline.recipe import Data, Input
+from distilledge.pipeline.record import Checkpoint
+from distilledge.targets.ondevice.preprocess import InputSpec
+
+WEIGHTS = "model.safetensors"
+
+
+def load(checkpoint: Checkpoint, directory: Path) -> nn.Module:
+    """The model in eval mode on the CPU: float32 (N, 3, H, W), normalised -> logits (N, classes).
+
+    The bytes that are hashed are the bytes that are loaded. Raises ``IntegrityError`` where they are not those recorded.
+    """
+    path = directory / WEIGHTS
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise IntegrityError("E7601", f"weights missing: {path}", "run again: the stage is rebuilt") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != checkpoint.weights_sha256:
+        raise IntegrityError(
+            "E7602",
+            f"not the weights that were trained: {path}: expected sha256 {checkpoint.weights_sha256}, got {found}",
+            "run again: the stage is rebuilt",
+        )
+    model = vision.create(checkpoint.model, classes=len(checkpoint.classes), size=checkpoint.input_spec["height"])
+    model.load_state_dict(safetensors.torch.load(data))
+    return model.eval()
+
+
+def save_weights(state: dict[str, Tensor], directory: Path) -> str:
+    """Write ``model.safetensors``; returns its sha256, which is that of the weights: the file holds nothing else."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    data = safetensors.torch.save(plain)
+    (directory / WEIGHTS).write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def input_spec(size_and_rule: Input, data: Data, defaults: InputDefaults) -> InputSpec:
+    """The input rule of a model: the recipe's, with the model's own mean and std where the recipe names none."""
+    rule = size_and_rule
+    return InputSpec(
+        height=rule.size,
+        width=rule.size,
+        resize=rule.resize,
+        crop_fraction=rule.crop_fraction,
+        interpolation=rule.interpolation,
+        antialias=rule.antialias,
+        bit_depth=rule.bit_depth,
+        alpha_background=rule.alpha_background,
+        exif=data.exif,
+        frames=data.frames,
+        max_pixels=data.max_pixels,
+        min_size=data.min_size,
+        mean=rule.mean or defaults.mean,
+        std=rule.std or defaults.std,
+    )

@@ -1,0 +1,62 @@
+"""Validation: the metrics of one model on pictures prepared as on the device."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from distilledge.models import metrics
+from distilledge.models.errors import RejectedError
+from distilledge.pipeline.training.counters import IntArray
+from distilledge.pipeline.training.pictures import Pictures
+from distilledge.pipeline.training.views import ToInput, fitted_loader
+
+BATCH = 64
+FloatArray = npt.NDArray[np.float32]
+
+
+def validate(
+    model: nn.Module, to_input: ToInput, pictures: Pictures, labels: IntArray, *, accelerator: Accelerator, workers: int
+) -> dict[str, float]:
+    """``accuracy``, ``balanced_accuracy`` (mean recall of the classes present), ``loss`` (cross-entropy, nats).
+
+    Of all processes together, in the training's precision. Raises ``RejectedError`` where an output is not finite.
+    """
+    mine = range(accelerator.process_index, len(pictures), accelerator.num_processes)
+    logits = predict(model, to_input, pictures, mine, accelerator=accelerator, workers=workers)
+    if accelerator.num_processes > 1:
+        parts = gather_object([(list(mine), logits)])
+        order = torch.tensor([i for indices, _ in parts for i in indices])
+        logits = torch.cat([part for _, part in parts])[order.argsort()]
+    return score(logits.numpy(), labels)
+
+
+def score(logits: FloatArray, labels: IntArray) -> dict[str, float]:
+    predicted = metrics.top1(logits)
+    loss = metrics.negative_log_likelihood(logits, labels)
+    if not math.isfinite(loss):
+        raise RejectedError("E3602", "the validation loss is not finite", "lower training.lr, or set `precision: fp32`")
+    balanced = metrics.balanced_accuracy(predicted, labels, logits.shape[1])
+    return {"accuracy": metrics.accuracy(predicted, labels), "balanced_accuracy": balanced, "loss": loss}
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, to_input: ToInput, pictures: Pictures, indices: range, *, accelerator: Accelerator, workers: int
+) -> Tensor:
+    """float32 logits (len(indices), classes) on the CPU."""
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    outputs = []
+    for views, _ in fitted_loader(pictures, indices, BATCH, workers=workers):
+        with accelerator.autocast():
+            outputs.append(model(to_input(views.to(accelerator.device))).float().cpu())
+    for module in was_training:
+        module.training = True
+    return torch.cat(outputs)
