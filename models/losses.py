@@ -151,7 +151,8 @@ def _distances(e: Tensor) -> Tensor:
 def _angles(e: Tensor) -> Tensor:
     """(B, B, B) cosines at corner i of every triangle i, j, k."""
     edges = functional.normalize(e[None] - e[:, None], dim=2)  # (B, B, D)
-    return torch.bmm(edges, edges.transpose(1, 2))
+    with torch.autocast(e.device.type, enabled=False):  # which would take bfloat16
+        return torch.bmm(edges, edges.transpose(1, 2))
 
 
 def cross_entropy(

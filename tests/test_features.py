@@ -58,7 +58,7 @@ def test_outputs_let_go_of_what_was_recorded_and_keep_gradients() -> None:
     with FeatureTap(model, [stages(model)[-1].module]) as tap:
         out = tap.outputs(model(torch.randn(1, 3, 64, 64)))
         assert not tap._seen
-    out.features[0].sum().backward()
+    out.features[0].sum().backward()  # type: ignore[no-untyped-call]
     assert model.conv_stem.weight.grad is not None  # type: ignore[union-attr]
 
 

@@ -61,6 +61,8 @@ def test_calibration_error_by_hand() -> None:
     assert [b.samples for b in bins] == [0, 0, 0, 0, 0, 2, 0, 0, 4, 0]
     assert bins[8].accuracy == 0.75
     assert math.isnan(bins[0].confidence)
+    on_the_edge = metrics.reliability(np.zeros((1, 2)), np.array([0]), bins=2)
+    assert [b.samples for b in on_the_edge] == [1, 0]
 
 
 @given(seed=st.integers(0, 10_000), bins=st.integers(1, 30))

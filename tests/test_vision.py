@@ -353,7 +353,7 @@ def test_a_frozen_backbone_leaves_only_the_head_and_its_statistics_still() -> No
     model = vision.create(TINY, classes=3, size=64)
     groups = vision.parameter_groups(model, lr=0.1, weight_decay=0.05, freeze_backbone=True)
     assert [tuple(p.shape) for g in groups for p in g["params"]] == [
-        tuple(p.shape) for p in model.classifier.parameters()
+        tuple(p.shape) for p in model.get_submodule("classifier").parameters()
     ]
     before = {k: v.clone() for k, v in model.state_dict().items()}
     vision.train_mode(model, freeze_backbone=True)
