@@ -13,8 +13,9 @@ from typing import Literal
 
 from distilledge.models.base import Value
 from distilledge.models.errors import MissingPackageError
-from distilledge.pipeline.machine import GIB, cpu, free_disk_bytes, gpus, memory_bytes
+from distilledge.pipeline.machine import GIB, free_disk_bytes, gpus, int8_instructions, memory_bytes
 from distilledge.pipeline.packages import CONSTRAINTS, Installed, TorchPair, dependencies, torch_pair
+from distilledge.targets.ondevice.facts import device_card
 from distilledge.targets.telemetry import still_on
 from distilledge.targets.trial import NMS, TRIALS, attempt
 
@@ -110,9 +111,10 @@ def _mismatch(pair: TorchPair) -> tuple[str, str]:
 
 
 def _cpu() -> Finding:
-    found = cpu()
-    detail = f"{found.model}, {found.cores} cores usable; int8: {', '.join(found.int8) or 'no fast instructions'}"
-    if found.int8:
+    card = device_card()
+    fast = int8_instructions(card["cpu_flags"])
+    detail = f"{card['cpu'] or card['architecture']}, {card['cores']} cores usable; int8: {', '.join(fast) or 'none'}"
+    if fast:
         return Finding(name="CPU", state="ok", detail=detail)
     return Finding(name="CPU", state="warn", detail=detail, hint="expect int8 to be no faster than float here")
 

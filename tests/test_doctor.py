@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distilledge.pipeline import doctor, packages
-from distilledge.pipeline.machine import cpu, free_disk_bytes, memory_bytes
+from distilledge.pipeline.machine import free_disk_bytes, int8_instructions, memory_bytes
 from distilledge.targets import trial
 from distilledge.targets.telemetry import SWITCHES
 
@@ -164,12 +164,23 @@ def test_openvino_and_nncf_send_nothing_after_switch_off() -> None:
     assert done.stdout.split() == ["None", "openvino.tools.ovc.telemetry_stub"]
 
 
-def test_cpu_of_an_arm_board(tmp_path: Path) -> None:
-    core = "processor\t: {}\nFeatures\t: fp asimd asimddp\nCPU part\t: 0xd0b\n\n"
-    (tmp_path / "cpuinfo").write_text(core.format(0) + core.format(1))
-    found = cpu(tmp_path / "cpuinfo")
-    assert found.int8 == ("asimddp",)
-    assert "0xd0b" in found.model
+def test_the_worker_on_the_device_sends_nothing_either(tmp_path: Path) -> None:
+    """A worker is a process of its own: it must block the package itself before it imports openvino."""
+    (tmp_path / "x.onnx").write_bytes(trial._onnx_model())
+    code = (
+        "import sys; from distilledge.targets.ondevice.session import SESSIONS\n"
+        f"try: SESSIONS['openvino']({str(tmp_path / 'x.onnx')!r}, 1, 'fp32')\n"
+        "except ValueError as error: print(error, file=sys.stderr)  # it takes float pictures\n"
+        "print('openvino' in sys.modules, sys.modules.get('openvino_telemetry'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "None"], done.stderr
+
+
+def test_int8_instructions_of_this_cpu_come_fastest_first() -> None:
+    assert int8_instructions(["avx2", "fma", "amx_int8"]) == ("amx_int8", "avx2")
+    assert int8_instructions(["asimd", "asimddp"]) == ("asimddp",)
+    assert int8_instructions([]) == ()
 
 
 def test_memory_obeys_a_containers_limit(tmp_path: Path) -> None:
