@@ -13,7 +13,7 @@ UV := $(shell command -v uv 2>/dev/null)
 SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do "$$p" -c '$(SUITS)' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: demo test fast slow board venv dev lint type clean help
+.PHONY: demo test fast slow board venv dev lint type docs clean help
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -50,6 +50,10 @@ lint: dev
 
 type: dev
 	$(BIN)/mypy -p distilledge.models -p distilledge.targets -p distilledge.pipeline
+
+# docs/recipes.md and docs/errors.md, from the source.
+docs: $(VENV)/.set-up
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,102 @@
+"""The documentation is checked like code: generated pages are current, links lead somewhere, commands exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from collections import defaultdict
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer.main
+
+from distilledge.models import errors
+from distilledge.pipeline.cli import app
+
+LINK = re.compile(r"\[[^\]]*\]\((?!https?:|#)([^)#]+)")
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def generate(root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", root / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def pages(root: Path) -> dict[str, str]:
+    paths = [*root.glob("*.md"), *(root / "docs").glob("*.md")]
+    assert len(paths) >= 8
+    return {p.relative_to(root).as_posix(): p.read_text(encoding="utf-8") for p in paths}
+
+
+@pytest.mark.parametrize("name", ["recipes.md", "errors.md"])
+def test_generated_page_is_current(root: Path, generate: ModuleType, name: str) -> None:
+    assert (root / "docs" / name).read_text(encoding="utf-8") == generate.PAGES[name](), "run `make docs`"
+
+
+def test_every_error_code_is_listed(root: Path, generate: ModuleType) -> None:
+    page = (root / "docs" / "errors.md").read_text(encoding="utf-8")
+    codes = generate.literal_codes()
+    assert len(codes) > 40
+    assert sorted(code for code in codes if f"| {code} |" not in page) == []
+
+
+def test_an_error_code_has_one_meaning(generate: ModuleType) -> None:
+    """One class of errors, whose exit code is the first digit, and one folder that makes it."""
+    kinds: dict[str, set[str]] = defaultdict(set)
+    folders: dict[str, set[str]] = defaultdict(set)
+    for made in generate.raised():
+        kinds[made.code].add(made.kind)
+        folders[made.code].add(made.path.rpartition("/")[0])
+    assert {code: found for code, found in kinds.items() if len(found) > 1} == {}
+    assert {code: found for code, found in folders.items() if len(found) > 1} == {}
+    wrong = {c: k for c, (k,) in kinds.items() if getattr(errors, k).exit_code != int(c[1], 16)}
+    assert wrong == {}
+
+
+def test_every_field_of_a_recipe_is_listed(root: Path, generate: ModuleType) -> None:
+    page = (root / "docs" / "recipes.md").read_text(encoding="utf-8")
+    names = {note.path.rpartition(".")[2] for note in generate.fields()}
+    assert len(names) > 80
+    assert [name for name in names if f"| `{name}` |" not in page] == []
+
+
+def test_links_lead_somewhere(root: Path, pages: dict[str, str]) -> None:
+    links = [(name, link) for name, text in pages.items() for link in LINK.findall(text)]
+    assert len(links) > 5
+    assert [(name, link) for name, link in links if not (root / name).parent.joinpath(link).exists()] == []
+
+
+def test_commands_and_options_exist(pages: dict[str, str]) -> None:
+    """Every line of a ``sh`` block that starts with distilledge; what a command does is tested where it lives."""
+    lines = [line for text in pages.values() for block in BLOCK.findall(text) for line in block.splitlines()]
+    typed = [shlex.split(part, comments=True) for line in lines for part in re.split(r"&&|\|", line)]
+    commands = [words for words in typed if words[:1] == ["distilledge"]]
+    assert len(commands) > 8
+    assert [problem for words in commands if (problem := unknown(words[1:]))] == []
+
+
+def unknown(words: list[str]) -> str:
+    """What of a command line the program does not know; empty where it knows all of it."""
+    group = typer.main.get_command(app)
+    known = group.commands  # type: ignore[attr-defined]
+    if not words or (words[0] not in known and not words[0].startswith("-")):
+        return f"no such command: {words}"
+    command = known.get(words[0], group)
+    options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    given = [word.partition("=")[0] for word in words if word.startswith("--")]
+    strange = [name for name in given if name not in options | {"--help"}]
+    return f"{words[0]} has no {strange}" if strange else ""
+
+
+def test_unknown_commands_would_be_found() -> None:
+    assert unknown(["frobnicate"])
+    assert unknown(["run", "x.yaml", "--frobnicate"])
+    assert unknown(["run", "x.yaml", "--smoke", "--set", "a.b=1"]) == ""
