@@ -60,17 +60,27 @@ class _Stratum(NamedTuple):
 def percentile(
     launches: Sequence[npt.ArrayLike], q: float, *, seed: int = 0, replicates: int = 1000
 ) -> Estimate | None:
-    """Percentile ``q`` (0..100) of all launches together, with a block-bootstrap interval, in the samples' unit.
+    """One of ``percentiles``."""
+    return percentiles(launches, (q,), seed=seed, replicates=replicates)[0]
+
+
+def percentiles(
+    launches: Sequence[npt.ArrayLike], qs: Sequence[float], *, seed: int = 0, replicates: int = 1000
+) -> tuple[Estimate | None, ...]:
+    """Percentiles ``qs`` (0..100) of all launches together, with block-bootstrap intervals, in the samples' unit.
 
     Launches are resampled, then blocks within each, so that both autocorrelation and differences from launch to launch
     widen the interval. None for q >= 99 below 1,000 samples, or without samples.
     """
     series = _series(launches)
-    total = sum(len(s) for s in series)
-    if total == 0 or (q >= 99 and total < P99_SAMPLES):
-        return None
-    draws = _quantile_draws(series, q / 100, np.random.default_rng(seed), replicates)
-    return _estimate(nearest_rank(np.concatenate(series), q / 100), draws)
+    if not series:
+        return (None,) * len(qs)
+    pooled = np.concatenate(series)
+    draws = _quantile_draws(series, [q / 100 for q in qs], np.random.default_rng(seed), replicates)
+    return tuple(
+        None if q >= 99 and len(pooled) < P99_SAMPLES else _estimate(nearest_rank(pooled, q / 100), drawn)
+        for q, drawn in zip(qs, draws, strict=True)
+    )
 
 
 def median_ratio(
@@ -81,7 +91,7 @@ def median_ratio(
     if not top or not bottom:
         return None
     rng = np.random.default_rng(seed)
-    draws = _quantile_draws(top, 0.5, rng, replicates) / _quantile_draws(bottom, 0.5, rng, replicates)
+    draws = _quantile_draws(top, [0.5], rng, replicates)[0] / _quantile_draws(bottom, [0.5], rng, replicates)[0]
     return _estimate(nearest_rank(np.concatenate(top), 0.5) / nearest_rank(np.concatenate(bottom), 0.5), draws)
 
 
@@ -93,8 +103,8 @@ def nearest_rank(samples: Floats, q: float) -> float:
 def block_length(series: Floats) -> int:
     """Samples in a block, from the lag-1 autocorrelation r of the ranks: n^(1/3) (sqrt(6) r / (1 - r^2))^(2/3).
 
-    Carlstein (1986), for an AR(1) series; ranks keep a single slow sample from hiding the rest. Between n^(1/3) and
-    n / 10, so that there are ten blocks to draw from.
+    Carlstein (1986), for an AR(1) series; ranks keep a single slow sample from hiding the rest. Never below n^(1/3);
+    there are 10 to 200 blocks to draw from, however long the series.
     """
     n = len(series)
     if n < 20:
@@ -102,7 +112,7 @@ def block_length(series: Floats) -> int:
     ranks = series.argsort(kind="stable").argsort(kind="stable") - (n - 1) / 2
     r = min(0.99, max(0.0, float(ranks[:-1] @ ranks[1:] / (ranks @ ranks))))
     length = n ** (1 / 3) * max(1.0, (math.sqrt(6) * r / (1 - r * r)) ** (2 / 3))
-    return int(max(1, min(math.ceil(length), n // 10)))
+    return int(max(math.ceil(n / 200), min(math.ceil(length), n // 10)))
 
 
 def _series(launches: Sequence[npt.ArrayLike]) -> list[Floats]:
@@ -110,16 +120,17 @@ def _series(launches: Sequence[npt.ArrayLike]) -> list[Floats]:
     return [a for a in arrays if a.size]
 
 
-def _quantile_draws(series: list[Floats], q: float, rng: np.random.Generator, replicates: int) -> Floats:
-    """Bootstrap replicates of a quantile: sums of drawn blocks' counts of samples <= t over a grid of thresholds t."""
+def _quantile_draws(
+    series: list[Floats], qs: Sequence[float], rng: np.random.Generator, replicates: int
+) -> list[Floats]:
+    """Bootstrap replicates of quantiles: sums of drawn blocks' counts of samples <= t over a grid of thresholds t."""
     pooled = np.sort(np.concatenate(series))
     grid = pooled if len(pooled) <= GRID else pooled[np.linspace(0, len(pooled) - 1, GRID).round().astype(int)]
     blocks = [_block_counts(s, grid) for s in series]
     drawn = _draw_blocks([len(b) for b in blocks], rng, replicates)  # (R, blocks)
     at_or_below = drawn @ np.concatenate(blocks)  # (R, grid)
-    sizes = np.concatenate([_block_sizes(len(s), len(b)) for s, b in zip(series, blocks, strict=True)])
-    needed = q * (drawn @ sizes)[:, None]
-    return np.asarray(grid[np.argmax(at_or_below >= needed - 1e-6 * needed, axis=1)])
+    sizes = at_or_below[:, -1:]
+    return [grid[np.argmax(at_or_below >= q * sizes * (1 - 1e-6), axis=1)] for q in qs]
 
 
 def _block_counts(series: Floats, grid: Floats) -> npt.NDArray[np.float32]:
@@ -136,15 +147,16 @@ def _owners(samples: int, blocks: int) -> Ints:
     return np.arange(samples) * blocks // samples
 
 
-def _block_sizes(samples: int, blocks: int) -> npt.NDArray[np.float32]:
-    return np.bincount(_owners(samples, blocks), minlength=blocks).astype(np.float32)
-
-
 def _draw_blocks(blocks: list[int], rng: np.random.Generator, replicates: int) -> npt.NDArray[np.float32]:
-    """(R, all blocks): how often each block is drawn, launches first, then blocks within each drawn launch."""
-    launches = rng.multinomial(len(blocks), np.full(len(blocks), 1 / len(blocks)), size=replicates)
-    parts = [rng.multinomial(launches[:, i] * n, np.full(n, 1 / n)) for i, n in enumerate(blocks)]
-    return np.concatenate(parts, axis=1).astype(np.float32)
+    """(R, all blocks): how often each block is drawn, launches first, then as many blocks as the average launch has."""
+    counts, total = np.array(blocks), sum(blocks)
+    starts = np.cumsum(counts) - counts
+    launch = rng.integers(len(blocks), size=(replicates, len(blocks), 1))
+    share = rng.random((replicates, len(blocks), -(-total // len(blocks))), np.float32)
+    drawn = starts[launch] + np.minimum((share * counts[launch]).astype(np.int64), counts[launch] - 1)
+    rows = np.arange(replicates)[:, None] * total
+    flat = np.bincount((drawn.reshape(replicates, -1) + rows).ravel(), minlength=replicates * total)
+    return flat.reshape(replicates, total).astype(np.float32)
 
 
 # --- accuracy --------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def test_p99_is_refused_below_a_thousand_samples():
     assert stats.percentile([np.arange(999)], 90) is not None
     assert stats.percentile([], 50) is None
     assert stats.percentile([[]], 50) is None
+    assert [e is None for e in stats.percentiles([np.arange(500)], (50, 90, 99))] == [False, False, True]
 
 
 def test_percentile_is_seeded_and_exact_for_constants():

@@ -1,0 +1,203 @@
+"""Gathers a report from the stage directories of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from distilledge.models.base import Value
+from distilledge.pipeline import gate
+from distilledge.pipeline.gate import Evidence
+from distilledge.pipeline.record import (
+    Checkpoint,
+    ExportResult,
+    Measurements,
+    Parities,
+    RunRecord,
+    Sample,
+    Scores,
+    Splits,
+    Verdicts,
+    data_root,
+    read_samples,
+)
+from distilledge.pipeline.report import answers, results
+from distilledge.pipeline.report.answers import Pair, Pictures
+from distilledge.pipeline.report.vocabulary import Curve, DataSummary, ReportContent, StageLine
+from distilledge.targets.ondevice.preprocess import InputSpec
+
+GALLERY = 24
+"""Disagreements shown at most."""
+BAD_FILES = 100
+"""Quarantined files listed at most."""
+V = TypeVar("V", bound=Value)
+
+
+class _Stages(NamedTuple):
+    """What the stages of a run recorded."""
+
+    splits: Splits
+    checkpoints: tuple[Checkpoint, ...]
+    exports: tuple[ExportResult, ...]
+    parities: Parities
+    measurements: Measurements
+    scores: Scores
+    verdicts: Verdicts
+    samples: list[Sample]
+    """Of the test split."""
+
+
+def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
+    """Everything the report says, from what the stages recorded; stages that did not run leave their part out."""
+    stages = _read_stages(run)
+    evidence = _evidence(run, stages)
+    targets = gate.by_target(stages.verdicts)
+    models: dict[str, str] = {c.role: c.model for c in stages.checkpoints}
+    timed = results.timings(stages.measurements.items, run.recipe.seed)
+    files = results.file_results(evidence, stages.exports, stages.verdicts, models, timed)
+    pair = _pair(evidence, targets)
+    return ReportContent(
+        recipe=run.recipe,
+        created=run.created,
+        command=run.command,
+        versions=run.versions,
+        stages=tuple(
+            StageLine(name=s.name, fingerprint=s.fingerprint, cached=s.cached, seconds=s.seconds) for s in run.stages
+        ),
+        outcome=gate.overall(stages.verdicts),
+        headlines=results.headlines(files, targets),
+        pictures=len(evidence.labels),
+        files=files,
+        timings=timed,
+        device=stages.measurements.items[0].device if stages.measurements.items else {},
+        data=_data_summary(run, stages),
+        checkpoints=stages.checkpoints,
+        curves=tuple(c for checkpoint in stages.checkpoints for c in _curves(run, checkpoint.role)),
+        teacher_worth=answers.teacher_worth(evidence),
+        parities=stages.parities.items,
+        left_out=_left_out(run, stages),
+        **_compared(run, stages, evidence, pair, gallery),
+    )
+
+
+def _read_stages(run: RunRecord) -> _Stages:
+    names = [s.name for s in run.stages]
+    trained = [_read(run, role, Checkpoint) for role in ("teacher", "student", "control")]
+    exports = [_read(run, name, ExportResult) for name in names if name.startswith("export-")]
+    return _Stages(
+        splits=_require(run, "data", Splits),
+        checkpoints=tuple(c for c in trained if c is not None),
+        exports=tuple(e for e in exports if e is not None),
+        parities=_read(run, "verify", Parities) or Parities(items=()),
+        measurements=_read(run, "measure", Measurements) or Measurements(items=()),
+        scores=_read(run, "score", Scores) or Scores(items=(), labels=(), paths=()),
+        verdicts=_read(run, "gate", Verdicts) or Verdicts(items=()),
+        samples=read_samples(run.directory("data"), "test"),
+    )
+
+
+def _require(run: RunRecord, stage: str, record: type[V]) -> V:
+    return record.model_validate_json((run.directory(stage) / "value.json").read_bytes())
+
+
+def _read(run: RunRecord, stage: str, record: type[V]) -> V | None:
+    return _require(run, stage, record) if any(s.name == stage for s in run.stages) else None
+
+
+def _evidence(run: RunRecord, stages: _Stages) -> Evidence:
+    """The same evidence that the gate judged."""
+    logits = {item.name: np.load(run.directory("score") / item.logits) for item in stages.scores.items}
+    return gate.gather_evidence(run.recipe, stages.scores, logits, stages.measurements, _groups(stages))
+
+
+def _groups(stages: _Stages) -> list[str] | None:
+    named = {s.path: s.group for s in stages.samples}
+    return [named.get(path, "") for path in stages.scores.paths] if any(named.values()) else None
+
+
+def _pair(evidence: Evidence, targets: tuple[gate.TargetVerdict, ...]) -> Pair | None:
+    """The first runtime's shipped student and its teacher."""
+    for target in targets:
+        teacher = evidence.find("teacher", target.runtime, "fp32")
+        student = evidence.find("student", target.runtime, target.shipped.precision)
+        if teacher is not None and student is not None and len(evidence.labels):
+            return Pair(teacher, student)
+    return None
+
+
+def _compared(run: RunRecord, stages: _Stages, evidence: Evidence, pair: Pair | None, limit: int) -> dict[str, Any]:
+    """The parts that compare two files picture by picture."""
+    if pair is None:
+        return {"compared": None, "confusions": (), "class_changes": (), "reliabilities": (), "gallery": None}
+    classes = stages.splits.classes
+    student = next(c for c in stages.checkpoints if c.role == "student")
+    labelled = [p for p, label in zip(stages.scores.paths, stages.scores.labels, strict=True) if label >= 0]
+    pictures = Pictures(
+        data_root(stages.splits, run.directory("data")), labelled, InputSpec.from_dict(student.input_spec)
+    )
+    return {
+        "compared": (pair.teacher.name, pair.student.name),
+        "confusions": answers.confusions(evidence, pair, classes),
+        "class_changes": answers.class_changes(evidence, pair, classes),
+        "reliabilities": answers.reliabilities(evidence, pair),
+        "gallery": answers.gallery(evidence, pair, classes, pictures, limit),
+    }
+
+
+def _data_summary(run: RunRecord, stages: _Stages) -> DataSummary:
+    directory = run.directory("data")
+    audit = directory / "audit.json"
+    bad = _json_lines(directory / "bad_files.jsonl")
+    return DataSummary(
+        classes=stages.splits.classes,
+        counts=stages.splits.counts,
+        synthetic=stages.splits.synthetic,
+        data_hash=stages.splits.data_hash,
+        calibration=stages.splits.calibration,
+        calibration_hash=stages.splits.calibration_hash,
+        groups=len({s.group or s.path for s in stages.samples}),
+        warnings=stages.splits.warnings,
+        audit=json.loads(audit.read_text(encoding="utf-8")) if audit.is_file() else {},
+        bad_files=tuple(bad[:BAD_FILES]),
+        bad_count=len(bad),
+    )
+
+
+def _curves(run: RunRecord, role: str) -> list[Curve]:
+    """Every number of curves.jsonl over its epoch."""
+    lines = _json_lines(run.directory(role) / "curves.jsonl")
+    names = dict.fromkeys(key for line in lines for key, value in line.items() if _is_number(value))
+    return [
+        Curve(
+            role=role,
+            name=name,
+            points=tuple(
+                (float(line.get("epoch", i)), float(line[name]))
+                for i, line in enumerate(lines, start=1)
+                if _is_number(line.get(name))
+            ),
+        )
+        for name in names
+        if name != "epoch"
+    ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _left_out(run: RunRecord, stages: _Stages) -> tuple[str, ...]:
+    """Targets of the recipe without a student file, with the reason where one was recorded."""
+    failed = [f"{e.role} in {e.runtime}: {e.error}" for e in stages.exports if e.error]
+    made = {e.runtime for e in stages.exports if e.role == "student"}
+    absent = [f"{t.runtime}: not exported" for t in run.recipe.export.targets if t.runtime not in made]
+    return tuple(failed + absent)

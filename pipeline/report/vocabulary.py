@@ -1,0 +1,204 @@
+"""What a report holds. Metrics and drops are in points (0..100), latencies in milliseconds; intervals are 95 %."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distilledge.models.base import Value
+from distilledge.pipeline.gate import Outcome
+from distilledge.pipeline.recipe import Recipe
+from distilledge.pipeline.record import Checkpoint, Parity, Verdict
+from distilledge.pipeline.stats import Bin, Estimate
+
+
+class FileResult(Value):
+    """One exported file: what it answers, how fast, how large; the teacher's files and the student's alike."""
+
+    name: str
+    role: str
+    model: str
+    """timm's name."""
+    runtime: str
+    precision: str
+    metric: Estimate | None
+    drop: Estimate | None
+    """Below the fp32 teacher, on the same pictures."""
+    drop_fp32: Estimate | None
+    """Below the student's own fp32 file."""
+    p50: Estimate | None
+    p90: Estimate | None
+    p99: Estimate | None
+    """None below 1,000 samples."""
+    end_to_end_p50: Estimate | None
+    """Decode, preprocess, infer and arg-max of one picture."""
+    faster_than_teacher: Estimate | None
+    """p50 of the fp32 teacher in the same runtime over this file's."""
+    faster_than_fp32: Estimate | None
+    """p50 of the student's fp32 file in the same runtime over this file's."""
+    load_ms: float | None
+    """Median over the launches."""
+    first_inference_ms: float | None
+    peak_rss_mb: float | None
+    size_mb: float
+    sha256: tuple[str, ...]
+    recipe: str
+    float_operations: tuple[str, ...]
+    spread_ms: tuple[float, ...]
+    """Percentiles 0, 1, ... 100 of the latency; empty where it was not measured."""
+    launch_medians_ms: tuple[float, ...]
+    shipped: bool
+    """The file that its runtime ships."""
+    verdict: Verdict | None
+
+
+class Timing(Value):
+    """Conditions and result of one measurement; a file has one for each number of threads."""
+
+    name: str
+    threads: int
+    launches: int
+    samples: int
+    warmup: int
+    batch: int
+    quick: bool
+    p50: Estimate | None
+    p90: Estimate | None
+    p99: Estimate | None
+    end_to_end_p50: Estimate | None
+    cpu_share: float
+    """CPU time over wall time."""
+    waited_share: float | None
+    """Share of the wall time that a runnable thread waited for a CPU; None where the kernel does not say."""
+    runtime_version: str
+    execution_precision: str
+    flags: tuple[str, ...]
+
+
+class Headline(Value):
+    """The verdict of one runtime in words."""
+
+    runtime: str
+    outcome: Outcome
+    text: str
+    notes: tuple[str, ...]
+
+
+class Confusion(Value):
+    name: str
+    matrix: tuple[tuple[int, ...], ...]
+    """Rows: true class; columns: answer."""
+
+
+class ClassChange(Value):
+    """Recall of one class, in points, by the teacher and by the shipped student."""
+
+    name: str
+    pictures: int
+    teacher: float
+    student: float
+
+
+class Reliability(Value):
+    name: str
+    bins: tuple[Bin, ...]
+    error: float
+    """Expected calibration error, in points."""
+
+
+class Disagreement(Value):
+    """A picture on which the teacher and the shipped student answer differently, as the student sees it."""
+
+    path: str
+    label: str
+    teacher: str
+    teacher_probability: float
+    student: str
+    student_probability: float
+    picture: str
+    """data: URI of a JPEG; empty where the file could not be read any more."""
+
+
+class Gallery(Value):
+    shown: tuple[Disagreement, ...]
+    teacher_right: int
+    """Pictures that only the teacher gets right."""
+    student_right: int
+    both_wrong: int
+
+
+class TeacherWorth(Value):
+    """The student with and without its teacher: same budget, same seeds, same pictures, same runtime."""
+
+    runtime: str
+    student: Estimate
+    control: Estimate
+    teacher: Estimate
+    gain: Estimate
+    """Points the student lies above the control."""
+    p_value: float
+    """McNemar, exact, two-sided."""
+    only_student: int
+    """Pictures that only the student gets right."""
+    only_control: int
+
+
+class Curve(Value):
+    """One quantity over the epochs of one training."""
+
+    role: str
+    name: str
+    points: tuple[tuple[float, float], ...]
+    """(epoch, value)."""
+
+
+class StageLine(Value):
+    name: str
+    fingerprint: str
+    cached: bool
+    seconds: float
+
+
+class DataSummary(Value):
+    classes: tuple[str, ...]
+    counts: dict[str, dict[str, int]]
+    synthetic: bool
+    data_hash: str
+    calibration: int
+    calibration_hash: str
+    groups: int
+    """Groups among the test pictures; as many as pictures where the data brings none."""
+    warnings: tuple[str, ...]
+    audit: dict[str, Any]
+    bad_files: tuple[dict[str, Any], ...]
+    """The first hundred."""
+    bad_count: int
+
+
+class ReportContent(Value):
+    recipe: Recipe
+    created: str
+    command: str
+    versions: dict[str, str]
+    stages: tuple[StageLine, ...]
+    outcome: Outcome
+    headlines: tuple[Headline, ...]
+    pictures: int
+    """Test pictures that every file was scored on."""
+    files: tuple[FileResult, ...]
+    """The teacher's first."""
+    timings: tuple[Timing, ...]
+    device: dict[str, Any]
+    data: DataSummary
+    checkpoints: tuple[Checkpoint, ...]
+    curves: tuple[Curve, ...]
+    teacher_worth: TeacherWorth | None
+    """None without a control."""
+    compared: tuple[str, str] | None
+    """Names of the teacher's and the shipped student's file that the pictures below compare."""
+    confusions: tuple[Confusion, ...]
+    class_changes: tuple[ClassChange, ...]
+    reliabilities: tuple[Reliability, ...]
+    gallery: Gallery | None
+    parities: tuple[Parity, ...]
+    left_out: tuple[str, ...]
+    """Targets of the recipe that could not be exported."""
