@@ -102,10 +102,11 @@ class Store:
         ``ResourceError`` (exit 9) when the disk is full or failing; finished entries stay as they are.
         """
         key = fingerprint(stage, version, inputs)
+        name = self.path(stage, key).name
         found = self._read(stage, key, result)
         if isinstance(found, Stored):
+            self._sweep(sound=name)
             return found
-        name = self.path(stage, key).name
         locks = self.root / ".locks"
         with disk_errors(f"stage {stage}", locks):
             locks.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ class Store:
             again = self.lookup(stage, key, result)
             if again is not None:
                 return again
-            self._sweep(name)
+            self._sweep(locked=name)
             out = self.root / f".tmp-{name}-{os.getpid()}-{secrets.token_hex(4)}"
             try:
                 with disk_errors(f"stage {stage}", out):
@@ -187,21 +188,20 @@ class Store:
             return f"{VALUE} does not fit {result.__name__}: {error.errors()[0]['msg']}"
         return Stored(value, path, key, cached=True, seconds=manifest.seconds)
 
-    def _sweep(self, mine: str) -> None:
-        """Remove what dead processes left: half-built entries, and partials of finished ones.
+    def _sweep(self, *, locked: str = "", sound: str = "") -> None:
+        """Remove what dead processes left: half-built entries, replaced ones, and the partial of the ``sound`` one.
 
-        The caller holds the lock of ``mine``; what belongs to another entry goes only if its lock is free.
+        The caller holds the lock of ``locked``; what belongs to another entry goes only if its lock is free. The
+        partial of an entry that is absent or damaged stays: a build resumes from it.
         """
         for path in self.root.glob(".tmp-*-*"):
-            name = "-".join(path.name.removeprefix(".tmp-").split("-")[:-2])
-            self._sweep_one(path, name, mine)
-        for path in self.root.glob(".partial-*"):
-            name = path.name.removeprefix(".partial-")
-            if (self.root / name).is_dir() and name != mine:
-                self._sweep_one(path, name, mine)
+            self._sweep_one(path, "-".join(path.name.removeprefix(".tmp-").split("-")[:-2]), locked)
+        partial = self.root / f".partial-{sound}"
+        if sound and partial.exists():
+            self._sweep_one(partial, sound, locked)
 
-    def _sweep_one(self, path: Path, name: str, mine: str) -> None:
-        if name == mine:
+    def _sweep_one(self, path: Path, name: str, locked: str) -> None:
+        if name == locked:
             _remove(path)
             return
         try:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from distilledge.models.base import Value
 from distilledge.models.errors import LockedError, RejectedError, ResourceError, UsageError
 from distilledge.pipeline import failpoints
+from distilledge.pipeline.disk import kernel_lock
 from distilledge.pipeline.failpoints import FAILPOINTS, STAGES, FailpointError, failpoint
 from distilledge.pipeline.manifest import FileRecord, Manifest
 from distilledge.pipeline.store import Store, atomic_write, canonical_json, explain, fingerprint, run_lock
@@ -148,20 +149,38 @@ def test_a_failed_build_leaves_its_partial_and_nothing_else(tmp_path: Path) -> N
     assert not list(tmp_path.glob(".partial-*"))
 
 
-def test_leftovers_of_dead_runs_are_swept_and_those_of_living_ones_kept(tmp_path: Path) -> None:
+def test_leftovers_of_dead_runs_are_swept_and_what_others_need_is_kept(tmp_path: Path) -> None:
     store = Store(tmp_path)
     done = store.once("teacher", 1, {}, Result, build)
-    dead = [tmp_path / ".tmp-teacher-0123456789abcdef-1-aa", tmp_path / f".partial-{done.path.name}"]
+    dead = tmp_path / ".tmp-gate-0123456789abcdef-1-aa"
+    finished = tmp_path / f".partial-{done.path.name}"
     living = tmp_path / ".tmp-data-0123456789abcdef-2-bb"
     resumable = tmp_path / ".partial-student-0123456789abcdef"
-    for path in (*dead, living, resumable):
+    for path in (dead, finished, living, resumable):
         path.mkdir()
         (path / "file").write_text("x")
-    from distilledge.pipeline.disk import kernel_lock
-
     with kernel_lock(tmp_path / ".locks" / "data-0123456789abcdef.lock", "data"):
         store.once("student", 1, {}, Result, build)
-    assert [p.exists() for p in (*dead, living, resumable)] == [False, False, True, True]
+        assert [p.exists() for p in (dead, finished, living, resumable)] == [False, True, True, True]
+        store.once("teacher", 1, {}, Result, never)
+    assert [p.exists() for p in (finished, living, resumable)] == [False, True, True]
+
+
+def test_rebuilding_a_damaged_entry_resumes_too(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    entry = store.once("teacher", 1, {}, Result, build)
+    (entry.path / "value.json").unlink()
+    partial = store.partial("teacher", entry.fingerprint)
+    partial.mkdir()
+    (partial / "step").write_text("3")
+    store.once("student", 1, {}, Result, build)
+
+    def resumes(out: Path, partial: Path) -> Result:
+        assert (partial / "step").read_text() == "3"
+        return build(out, partial)
+
+    assert not store.once("teacher", 1, {}, Result, resumes).cached
+    assert not partial.exists()
 
 
 def test_a_stage_may_not_leave_links(tmp_path: Path) -> None:
