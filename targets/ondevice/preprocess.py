@@ -119,7 +119,7 @@ def preprocess(source: str | os.PathLike[str] | bytes, spec: InputSpec) -> Uint8
 
 
 def decode(source: str | os.PathLike[str] | bytes, spec: InputSpec) -> Image.Image:
-    """The whole picture, upright, 8-bit RGB, at its own size. Raises ``BadPicture``, whatever is wrong with the file."""
+    """The whole picture, upright, 8-bit RGB, at its own size. Raises ``BadPicture``, whatever is wrong with it."""
     data = source if isinstance(source, bytes) else _read(source)
     if not data:
         raise BadPicture("empty file (0 bytes)")

@@ -1,0 +1,109 @@
+"""The seam to a place where a model runs: it receives files and runs the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from distilledge.models.errors import (
+    DeviceError,
+    DistilledgeError,
+    IntegrityError,
+    MissingPackageError,
+    RejectedError,
+    ResourceError,
+)
+
+Message = dict[str, Any]
+PACKAGES = {"PIL": "pillow", "ai_edge_litert": "ai-edge-litert", "tflite_runtime": "ai-edge-litert"}
+"""Module -> distribution, where the names differ."""
+REFUSALS = ("SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE")
+"""Signals by which a runtime dies of its model or of the CPU."""
+
+
+class WorkerHandle(Protocol):
+    """One running worker. A worker that dies never takes its parent along; what happened is raised by ``request``."""
+
+    pid: int
+
+    def request(self, message: Message, timeout_s: float) -> Message:
+        """The answer. ``timeout_s``: longest silence; progress lines count as life.
+
+        Raises ``IntegrityError``, ``RejectedError`` (picture, model, death by a fault), ``MissingPackageError``,
+        ``ResourceError`` (time, memory, SIGKILL) or ``DeviceError`` (the worker is gone).
+        """
+
+    def beat(self) -> None:
+        """Tell an idle worker that its parent lives."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Device(Protocol):
+    """A place that files are pushed to and workers are started on."""
+
+    name: str
+
+    def push(self, files: Sequence[Path]) -> tuple[str, ...]:
+        """Make files readable on the device; their paths there, in order."""
+
+    def pull(self, path: str, to: Path) -> None:
+        """Fetch a file that a worker wrote."""
+
+    def scratch(self, name: str) -> str:
+        """A path on the device where a worker may write a file."""
+
+    def start(self) -> WorkerHandle: ...
+
+    def facts(self) -> Message:
+        """The device card (``ondevice.facts.device_card``)."""
+
+    def close(self) -> None: ...
+
+
+def refusal(answer: Message) -> DistilledgeError:
+    """The error that a worker's error record means."""
+    kind, text, op = answer.get("kind"), str(answer.get("text", "")), answer.get("op")
+    if kind == "integrity":
+        return IntegrityError("E7020", text, "export the model again; the file changed after it was made")
+    if kind == "picture":
+        return RejectedError(
+            "E3020", f"picture refused on the device: {text}", "remove it, or run the data audit again"
+        )
+    if kind == "missing":
+        package = PACKAGES.get(text.partition(".")[0], text.partition(".")[0])
+        return MissingPackageError("E4020", f"the device has no package {package}", f"pip install {package}")
+    if kind == "memory":
+        return ResourceError("E9020", f"out of memory in {op}: {text}", "use a smaller model or raise the memory limit")
+    return RejectedError("E3021", f"the runtime failed in {op}: {text}", "check the file with: distilledge inspect")
+
+
+def death(signal_name: str, doing: str, stderr: str) -> DistilledgeError:
+    """The error for a worker that a signal ended."""
+    last = _last_words(stderr)
+    if "bad_alloc" in stderr or "out of memory" in stderr.lower():
+        return ResourceError("E9021", f"out of memory ({signal_name}) while {doing}{last}", "raise the memory limit")
+    if signal_name in REFUSALS:
+        hint = "the runtime crashed on this file or this CPU; try another version of the runtime"
+        return RejectedError("E3022", f"the worker was killed by {signal_name} while {doing}{last}", hint)
+    hint = "SIGKILL mostly means that memory ran out: use a smaller model, or see dmesg"
+    return ResourceError("E9022", f"the worker was killed by {signal_name} while {doing}{last}", hint)
+
+
+def vanished(code: int | None, doing: str, stderr: str) -> DeviceError:
+    """The error for a worker that is gone without having been killed or closed."""
+    what = f"the worker ended (exit code {code}) while {doing}{_last_words(stderr)}"
+    return DeviceError("E6020", what, "run it again with --debug")
+
+
+def _last_words(stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return f": {lines[-1][:300]}" if lines else ""

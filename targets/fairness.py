@@ -1,0 +1,80 @@
+"""Was a measurement fair? Flags from CPU time, waiting, drift, spread and throttle counters.
+
+Why these: under other load the CPU time of an inference stays while its wall time grows (measured: 10.8 against 66.8
+ms with three busy loops), so the share of CPU time and the kernel's own count of waiting show the cause; loads and
+pressure averages do not size it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from distilledge.targets.base import Launch
+
+MIN_CPU_SHARE = 0.97
+"""CPU time over wall time of a single-threaded run."""
+MAX_WAIT_SHARE = 0.01
+"""Time ready to run but without a CPU, over wall time."""
+MAX_STEAL_SHARE = 0.01
+"""Of all ticks of the machine."""
+MAX_DRIFT = 1.05
+"""Median of the last third over that of the first."""
+MAX_SPREAD = 1.2
+"""p90 over the median."""
+COUNTERS = ("throttle_count", "cooling_state", "cgroup_throttled")
+"""Of ``ondevice.facts.counters``: growing means throttled."""
+
+
+def fairness_flags(launches: Sequence[Launch], *, threads: int) -> tuple[str, ...]:
+    """``OTHER_LOAD``, ``DRIFT``, ``NOISE``, in this order."""
+    latency_ns = list(chain.from_iterable(launch.latency_ns for launch in launches))
+    tests = {"OTHER_LOAD": other_load(launches, threads), "DRIFT": drifts(latency_ns), "NOISE": noisy(latency_ns)}
+    return tuple(flag for flag, holds in tests.items() if holds)
+
+
+def machine_flags(before: Mapping[str, Any], after: Mapping[str, Any], *, emulated: bool) -> tuple[str, ...]:
+    """``OTHER_LOAD`` (the hypervisor took time), ``THROTTLED``, ``EMULATED``, for all that was measured in between."""
+    tests = {"OTHER_LOAD": stolen(before, after), "THROTTLED": throttled(before, after), "EMULATED": emulated}
+    return tuple(flag for flag, holds in tests.items() if holds)
+
+
+def stolen(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    ticks = _change(before, after, "all_ticks")
+    return ticks > 0 and _change(before, after, "steal_ticks") > MAX_STEAL_SHARE * ticks
+
+
+def other_load(launches: Sequence[Launch], threads: int) -> bool:
+    wall = sum(launch.wall_ns for launch in launches)
+    waits = [launch.waited_ns for launch in launches if launch.waited_ns is not None]
+    waited = bool(waits) and sum(waits) > MAX_WAIT_SHARE * wall
+    return waited or (threads == 1 and sum(launch.cpu_ns for launch in launches) < MIN_CPU_SHARE * wall)
+
+
+def drifts(latency_ns: Sequence[int]) -> bool:
+    """False below 30 samples, where a third says nothing."""
+    third = len(latency_ns) // 3
+    if third < 10:
+        return False
+    return statistics.median(latency_ns[-third:]) > MAX_DRIFT * statistics.median(latency_ns[:third])
+
+
+def noisy(latency_ns: Sequence[int]) -> bool:
+    """False below 30 samples."""
+    if len(latency_ns) < 30:
+        return False
+    return statistics.quantiles(latency_ns, n=10)[-1] > MAX_SPREAD * statistics.median(latency_ns)
+
+
+def throttled(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """A throttle counter grew, cooling set in, or the frequency limit fell. What cannot be read says nothing."""
+    grew = any(_change(before, after, name) > 0 for name in COUNTERS)
+    raspberry = before.get("raspberry_throttled") != after.get("raspberry_throttled")
+    return grew or raspberry or _change(before, after, "scaling_max_khz") < 0
+
+
+def _change(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> int:
+    old, new = before.get(name), after.get(name)
+    return 0 if old is None or new is None else int(new) - int(old)

@@ -1,0 +1,298 @@
+"""Timing and scoring exported files on a device.
+
+In each launch every candidate has a worker process of its own, loaded once; short timed blocks alternate between them
+(A B C A B C ...), so that heat, other load and clock changes meet all of them alike. Figures are compared only within
+one such group. Defaults come from MLPerf Mobile's single stream: at least 1,024 samples and 60 s.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from distilledge.models.base import Value
+from distilledge.targets.base import Exported, Launch, Measurement, Predictions
+from distilledge.targets.devices.base import Device, WorkerHandle
+from distilledge.targets.fairness import fairness_flags, machine_flags
+from distilledge.targets.ondevice.preprocess import InputSpec, preprocess
+
+BLOCK_SECONDS = 0.12
+"""Aim of a block's length. A switch leaves cold caches, so one untimed inference leads each block."""
+PICTURES = 32
+"""Pictures that the timed inferences cycle through."""
+LOAD_SECONDS = 300.0
+ANSWER_SECONDS = 60.0
+
+
+class Candidate(Value):
+    """A file to be timed or scored; ``exported.files`` are relative to ``directory``."""
+
+    name: str
+    role: Literal["teacher", "student", "control"]
+    directory: str
+    exported: Exported
+
+
+class Progress(NamedTuple):
+    """What one candidate has collected of what it needs, over all launches up to this one."""
+
+    samples: int
+    seconds: float
+
+    def share(self, samples: float, seconds: float) -> float:
+        """1 when both are reached."""
+        return min(self.samples / samples, self.seconds / seconds if seconds > 0 else math.inf)
+
+
+class Lane:
+    """One candidate in one launch: its worker and what was timed so far."""
+
+    def __init__(self, worker: WorkerHandle, loaded: dict[str, Any], before: Progress) -> None:
+        self.worker, self.loaded, self.before = worker, loaded, before
+        self.latency_ns: list[int] = []
+        self.end_to_end_ns: list[int] = []
+        self.cpu_ns = self.wall_ns = self.involuntary_switches = self.peak_rss_bytes = 0
+        self.waited_ns: int | None = 0
+        self.typical_ns = loaded["first_inference_ns"]
+        self.last_block = Progress(0, 0.0)
+
+    def warm(self, warmup: int) -> None:
+        """Untimed inferences; their median says how long a block must be."""
+        if warmup:
+            self.typical_ns = max(1, round(statistics.median(self._block(warmup, 0)["latency_ns"])))
+
+    def time(self) -> None:
+        """One block."""
+        n = max(1, round(BLOCK_SECONDS * 1e9 / self.typical_ns))
+        block = self._block(n, 1 if n > 2 else 0)
+        self.typical_ns = max(1, round(statistics.median(block["latency_ns"])))
+        self.last_block = Progress(n, block["wall_ns"] / 1e9)
+        self.latency_ns += block["latency_ns"]
+        self.cpu_ns += block["cpu_ns"]
+        self.wall_ns += block["wall_ns"]
+        self.involuntary_switches += block["involuntary_switches"]
+        self.peak_rss_bytes = block["peak_rss_bytes"]
+        waited = block["waited_ns"]
+        self.waited_ns = None if waited is None or self.waited_ns is None else self.waited_ns + waited
+
+    def _block(self, n: int, lead: int) -> dict[str, Any]:
+        timeout = ANSWER_SECONDS + 50 * (n + lead) * self.typical_ns / 1e9
+        return self.worker.request({"op": "block", "n": n, "lead": lead}, timeout)
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(self.before.samples + len(self.latency_ns), self.before.seconds + self.wall_ns / 1e9)
+
+    def launch(self) -> Launch:
+        return Launch(
+            load_ns=self.loaded["load_ns"],
+            first_inference_ns=self.loaded["first_inference_ns"],
+            peak_rss_bytes=self.peak_rss_bytes,
+            latency_ns=tuple(self.latency_ns),
+            end_to_end_ns=tuple(self.end_to_end_ns),
+            cpu_ns=self.cpu_ns,
+            wall_ns=self.wall_ns,
+            waited_ns=self.waited_ns,
+            involuntary_switches=self.involuntary_switches,
+        )
+
+
+def measure(  # noqa: PLR0913 (a protocol's settings, all by keyword)
+    candidates: Sequence[Candidate],
+    device: Device,
+    *,
+    threads: int,
+    samples: int,
+    min_seconds: float,
+    launches: int,
+    warmup: int,
+    end_to_end: int,
+    quick: bool,
+    images: Sequence[str],
+) -> tuple[Measurement, ...]:
+    """Time one runtime's candidates, interleaved, until each has ``samples`` and ``min_seconds`` over all launches.
+
+    ``threads`` 0: all cores. ``images``: picture files, read by each candidate's own input spec; ``end_to_end`` of them
+    are timed from file to class in each launch, after peak memory is read. ``quick`` only labels. Raises what
+    ``WorkerHandle.request`` raises.
+    """
+    if not images:
+        raise ValueError("pictures are needed to be timed on")
+    collected: list[list[Lane]] = [[] for _ in candidates]
+    with tempfile.TemporaryDirectory(prefix="distilledge-measure-") as folder:
+        inputs = _inputs(candidates, images, Path(folder))
+        facts: list[dict[str, Any]] = []
+        for number in range(launches):
+            goal = samples * (number + 1) / launches, min_seconds * (number + 1) / launches
+            with ExitStack() as stack:
+                lanes = [
+                    _open(stack, c, device, path, threads, _sum(done))
+                    for c, path, done in zip(candidates, inputs, collected, strict=True)
+                ]
+                for lane in lanes:
+                    _beat(lanes)
+                    lane.warm(warmup)
+                facts.append(lanes[0].worker.request({"op": "facts"}, ANSWER_SECONDS))
+                interleave(lanes, *goal)
+                facts.append(lanes[0].worker.request({"op": "facts"}, ANSWER_SECONDS))
+                _end_to_end(lanes, candidates, device, _cycled(images, end_to_end))
+            for done, lane in zip(collected, lanes, strict=True):
+                done.append(lane)
+    flags = machine_flags(facts[0]["counters"], facts[-1]["counters"], emulated=facts[0]["card"]["emulated"])
+    pairs = zip(candidates, collected, strict=True)
+    made = [_measurement(c, lanes, warmup, quick=quick, card=facts[0]["card"], machine=flags) for c, lanes in pairs]
+    return mark_slow_int8(made)
+
+
+def interleave(lanes: Sequence[Lane], samples: float, seconds: float) -> None:
+    """Blocks in turn until each lane has reached the goal.
+
+    A lane that needs less time than the slowest is passed over while it is ahead by more than a block, so that all
+    lanes end together and each is spread over the whole time.
+    """
+    while True:
+        shares = [lane.progress.share(samples, seconds) for lane in lanes]
+        if min(shares) >= 1:
+            return
+        behind = min(shares)
+        for lane, share in zip(lanes, shares, strict=True):
+            if share - behind <= lane.last_block.share(samples, seconds):
+                lane.time()
+
+
+def mark_slow_int8(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """Set ``int8_slower_than_float`` where the p50 is above that of the same role, runtime and threads in fp32."""
+    float_p50 = {_peer(m): p50(m) for m in measurements if m.precision == "fp32"}
+    return tuple(
+        m.model_copy(update={"int8_slower_than_float": _peer(m) in float_p50 and p50(m) > float_p50[_peer(m)]})
+        if m.precision.startswith("w8")
+        else m
+        for m in measurements
+    )
+
+
+def p50(measurement: Measurement) -> float:
+    """Nanoseconds, model only, over all launches."""
+    return statistics.median([ns for launch in measurement.launches for ns in launch.latency_ns])
+
+
+def score(candidate: Candidate, device: Device, *, paths: Sequence[str], out: Path) -> Predictions:
+    """Predict every picture with the exported file itself, on the device, through its own preprocessing.
+
+    The logits lie in ``out / <name>.npy``, float32 (N, classes), in the order of ``paths``.
+    """
+    name = f"{candidate.name.replace(' ', '-').replace('/', '-')}.npy"
+    with device.start() as worker:
+        _load(worker, candidate, device, 0)
+        written = device.scratch(name)
+        request = {"op": "score", "files": _push_paths(device, paths), "out": written}
+        answer = worker.request({**request, "spec": candidate.exported.input_spec}, ANSWER_SECONDS)
+    device.pull(written, out / name)
+    return Predictions(
+        name=candidate.name,
+        runtime=candidate.exported.runtime,
+        precision=candidate.exported.precision,
+        role=candidate.role,
+        split="test",
+        logits=name,
+        seconds=answer["seconds"],
+    )
+
+
+def _peer(measurement: Measurement) -> tuple[str, str, int]:
+    return measurement.runtime, measurement.role, measurement.threads
+
+
+def _push_paths(device: Device, paths: Sequence[str]) -> list[str]:
+    return list(device.push([Path(p) for p in paths]))
+
+
+def _load(worker: WorkerHandle, candidate: Candidate, device: Device, threads: int) -> dict[str, Any]:
+    exported, directory = candidate.exported, Path(candidate.directory)
+    request = {
+        "op": "load",
+        "files": list(device.push([directory / f for f in exported.files])),
+        "sha256": list(exported.sha256),
+        "runtime": exported.runtime,
+        "precision": exported.precision,
+        "threads": threads,
+    }
+    return worker.request(request, LOAD_SECONDS)
+
+
+def _open(stack: ExitStack, candidate: Candidate, device: Device, inputs: Path, threads: int, before: Progress) -> Lane:
+    worker = stack.enter_context(device.start())
+    lane = Lane(worker, _load(worker, candidate, device, threads), before)
+    worker.request({"op": "inputs", "path": device.push([inputs])[0]}, ANSWER_SECONDS)
+    return lane
+
+
+def _sum(lanes: Sequence[Lane]) -> Progress:
+    return lanes[-1].progress if lanes else Progress(0, 0.0)
+
+
+def _beat(lanes: Sequence[Lane]) -> None:
+    for lane in lanes:
+        lane.worker.beat()
+
+
+def _inputs(candidates: Sequence[Candidate], images: Sequence[str], folder: Path) -> list[Path]:
+    """For each candidate a .npy of uint8 (n, H, W, 3); one file for all with the same input spec."""
+    chosen = images[:: max(1, len(images) // PICTURES)][:PICTURES]
+    specs = [InputSpec.from_dict(c.exported.input_spec) for c in candidates]
+    paths = {spec: folder / f"inputs-{i}.npy" for i, spec in enumerate(dict.fromkeys(specs))}
+    for spec, path in paths.items():
+        np.save(path, np.stack([preprocess(p, spec) for p in chosen]))
+    return [paths[spec] for spec in specs]
+
+
+def _cycled(images: Sequence[str], count: int) -> list[str]:
+    return [images[i % len(images)] for i in range(count)]
+
+
+def _end_to_end(lanes: Sequence[Lane], candidates: Sequence[Candidate], device: Device, paths: list[str]) -> None:
+    """Time files to classes, a few pictures of each lane in turn."""
+    remote = _push_paths(device, paths)
+    for part in _parts(remote, 8):
+        for lane, candidate in zip(lanes, candidates, strict=True):
+            request = {"op": "end_to_end", "files": part, "spec": candidate.exported.input_spec}
+            lane.end_to_end_ns += lane.worker.request(request, ANSWER_SECONDS)["latency_ns"]
+
+
+def _parts(items: list[str], size: int) -> Iterator[list[str]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _measurement(
+    candidate: Candidate,
+    lanes: Sequence[Lane],
+    warmup: int,
+    *,
+    quick: bool,
+    card: dict[str, Any],
+    machine: tuple[str, ...],
+) -> Measurement:
+    if candidate.role == "control":
+        raise ValueError("the control is scored, not timed: it is the student's architecture")
+    launches, loaded = tuple(lane.launch() for lane in lanes), lanes[0].loaded
+    return Measurement(
+        name=candidate.name,
+        runtime=candidate.exported.runtime,
+        precision=candidate.exported.precision,
+        role=candidate.role,
+        device=card,
+        threads=loaded["threads"],
+        warmup=warmup,
+        quick=quick,
+        launches=launches,
+        runtime_version=loaded["runtime_version"],
+        execution_precision=loaded["execution_precision"],
+        flags=tuple(dict.fromkeys(fairness_flags(launches, threads=loaded["threads"]) + machine)),
+    )

@@ -1,0 +1,271 @@
+"""The program that runs on a device: it loads one model and times or scores it on request.
+
+``python worker.py [--silence SECONDS] [--memory BYTES]``, from a folder that holds this file, ``session.py``,
+``preprocess.py`` and ``facts.py``; needs numpy, Pillow and one runtime.
+
+One JSON object per line on stdin, ``{"id": 1, "op": "load", ...}``; one answer per request on stdout, ``{"id": 1, "ok":
+true, ...}`` or ``{"id": 1, "ok": false, "kind": ..., "text": ...}``. Long requests also print ``{"progress": n}``.
+``{"op": "beat"}`` is not answered. The last line is always ``{"end": reason}``: without it the worker was killed.
+The worker ends at the end of stdin (also while busy) and after ``--silence`` seconds without a line while idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import os
+import queue
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from typing import IO, Any
+
+if not __package__:  # started as a program: our folder goes last, so that no file of ours hides a standard module
+    sys.path.append(sys.path.pop(0))
+
+import numpy as np
+
+if __package__:
+    from distilledge.targets.ondevice import facts
+    from distilledge.targets.ondevice.preprocess import BadPicture, InputSpec, decode, fit, preprocess
+    from distilledge.targets.ondevice.session import Session, import_runtime, open_session
+else:
+    import facts  # type: ignore[import-not-found,no-redef]
+    from preprocess import BadPicture, InputSpec, decode, fit, preprocess  # type: ignore[import-not-found,no-redef]
+    from session import Session, import_runtime, open_session  # type: ignore[import-not-found,no-redef]
+
+Message = dict[str, Any]
+GRACE_SECONDS = 2.0
+"""After the end of stdin, a request in progress gets so long before the process ends."""
+PROGRESS_SECONDS = 1.0
+
+
+class IntegrityMismatch(Exception):  # noqa: N818
+    """A model file is not the one that was asked for."""
+
+
+class Worker:
+    """State of one worker: the loaded model and the pictures it is timed on."""
+
+    def __init__(self, report: Callable[[Message], None]) -> None:
+        self._report = report
+        self._session: Session | None = None
+        self._calls: list[Callable[[], object]] = []
+        self.picture = ""
+        self.operations: dict[str, Callable[[Message], Message]] = {
+            "load": self.load,
+            "inputs": self.inputs,
+            "block": self.block,
+            "end_to_end": self.end_to_end,
+            "score": self.score,
+            "facts": lambda _: {"card": facts.device_card(), "counters": facts.counters()},
+        }
+
+    def load(self, request: Message) -> Message:
+        """``files``, ``sha256``, ``runtime``, ``threads``, ``precision`` -> times, version, execution precision."""
+        check_integrity(request["files"], request["sha256"])
+        imported = time.perf_counter_ns()
+        import_runtime(request["runtime"])
+        start = time.perf_counter_ns()
+        self._session = open_session(
+            request["files"][0], request["runtime"], request["threads"], request.get("precision", "fp32")
+        )
+        loaded = time.perf_counter_ns()
+        self._session.run(np.zeros((1, *self._session.input_shape[1:]), np.uint8))
+        return {
+            "import_ns": start - imported,
+            "load_ns": loaded - start,
+            "first_inference_ns": time.perf_counter_ns() - loaded,
+            "runtime_version": self._session.runtime_version,
+            "execution_precision": self._session.execution_precision,
+            "threads": self._session.threads,
+            "input_shape": list(self._session.input_shape),
+        }
+
+    def inputs(self, request: Message) -> Message:
+        """``path`` of a .npy, uint8 (N, H, W, 3): the pictures that ``block`` cycles through."""
+        images = np.load(request["path"], allow_pickle=False)
+        self._calls = self._loaded.calls(images)
+        return {"pictures": len(images)}
+
+    def block(self, request: Message) -> Message:
+        """Time ``n`` inferences after ``lead`` untimed ones."""
+        calls = self._calls
+        for call in islice(cycle(calls), request.get("lead", 0)):
+            call()
+        gc.collect()
+        gc.disable()
+        waited, switches = facts.waited_ns(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        cpu, wall = time.process_time_ns(), time.perf_counter_ns()
+        latency_ns = timed(islice(cycle(calls), request["n"]))
+        wall, cpu = time.perf_counter_ns() - wall, time.process_time_ns() - cpu
+        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches
+        waited_after = facts.waited_ns()
+        gc.enable()
+        return {
+            "latency_ns": latency_ns,
+            "cpu_ns": cpu,
+            "wall_ns": wall,
+            "waited_ns": None if waited is None or waited_after is None else max(0, waited_after - waited),
+            "involuntary_switches": switches,
+            "peak_rss_bytes": facts.status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+    def end_to_end(self, request: Message) -> Message:
+        """Nanoseconds of decode, preprocess, infer and arg-max of each of ``files``, and the classes found."""
+        spec, session = InputSpec.from_dict(request["spec"]), self._loaded
+        self.picture = request["files"][0]
+        session.run(preprocess(self.picture, spec)[None])  # Pillow loads its decoders with the first picture
+        latency_ns, classes = [], []
+        for path in self._progressing(request["files"]):
+            start = time.perf_counter_ns()
+            best = int(session.run(fit(decode(path, spec), spec)[None])[0].argmax())
+            latency_ns.append(time.perf_counter_ns() - start)
+            classes.append(best)
+        return {"latency_ns": latency_ns, "classes": classes}
+
+    def score(self, request: Message) -> Message:
+        """Write the logits of ``files`` to ``out``, a .npy of float32 (N, classes), in one step."""
+        spec, start = InputSpec.from_dict(request["spec"]), time.perf_counter()
+        rows = [self._loaded.run(preprocess(path, spec)[None])[0] for path in self._progressing(request["files"])]
+        write_array(request["out"], np.stack(rows))
+        return {"shape": [len(rows), len(rows[0])], "seconds": time.perf_counter() - start}
+
+    @property
+    def _loaded(self) -> Session:
+        if self._session is None:
+            raise ValueError("no model is loaded")
+        return self._session
+
+    def _progressing(self, paths: list[str]) -> Iterator[str]:
+        """The paths, with a progress line once a second; ``picture`` is the one at hand, for error records."""
+        last = time.monotonic()
+        for done, path in enumerate(paths):
+            if time.monotonic() - last > PROGRESS_SECONDS:
+                self._report({"progress": done, "of": len(paths)})
+                last = time.monotonic()
+            self.picture = path
+            yield path
+
+
+def timed(calls: Iterator[Callable[[], object]]) -> list[int]:
+    """Nanoseconds of each call."""
+    latency_ns: list[int] = []
+    now, append = time.perf_counter_ns, latency_ns.append
+    for call in calls:
+        start = now()
+        call()
+        append(now() - start)
+    return latency_ns
+
+
+def check_integrity(files: list[str], sha256: list[str]) -> None:
+    """Raise ``IntegrityMismatch`` unless every file has its hash: runtimes load a flipped bit without a word."""
+    for path, expected in zip(files, sha256, strict=True):
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            raise IntegrityMismatch(f"{path}: expected sha256 {expected}, got {found}")
+
+
+def write_array(path: str, array: np.ndarray[Any, Any]) -> None:
+    """A .npy that is complete or absent."""
+    partial = f"{path}.tmp-{os.getpid()}"
+    with open(partial, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def answer(worker: Worker, request: Message) -> Message:
+    """The device boundary: whatever goes wrong becomes an error record."""
+    try:
+        return {"id": request.get("id"), "ok": True, **worker.operations[request["op"]](request)}
+    except IntegrityMismatch as error:
+        kind, text = "integrity", str(error)
+    except BadPicture as error:
+        kind, text = "picture", f"{worker.picture}: {error.reason}"
+    except ModuleNotFoundError as error:
+        kind, text = "missing", f"{error.name}"
+    except MemoryError as error:
+        kind, text = "memory", str(error) or "out of memory"
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        kind = "memory" if "bad alloc" in text.lower() or "bad_alloc" in text else "runtime"
+    return {"id": request.get("id"), "ok": False, "kind": kind, "text": text[:4000], "op": request.get("op")}
+
+
+def read_requests(source: IO[str], requests: queue.Queue[Message | None], report: Callable[[Message], None]) -> None:
+    """Fill the queue; None at the end of stdin, after which the process ends even if a request hangs."""
+    for line in source:
+        try:
+            requests.put(json.loads(line))
+        except ValueError:
+            requests.put({"op": "not JSON"})
+    requests.put(None)
+    time.sleep(GRACE_SECONDS)
+    report({"end": "end of input"})
+    os._exit(0)
+
+
+def serve(source: IO[str], sink: IO[str], silence: float) -> str:
+    """Answer requests until close, end of input or silence; return which."""
+    lock = threading.Lock()
+
+    def report(message: Message) -> None:
+        with lock:
+            try:
+                sink.write(json.dumps(message) + "\n")
+                sink.flush()
+            except OSError:  # nobody listens any more: the end of stdin follows
+                return
+
+    requests: queue.Queue[Message | None] = queue.Queue()
+    threading.Thread(target=read_requests, args=(source, requests, report), daemon=True).start()
+    worker = Worker(report)
+    report({"ready": 1, "pid": os.getpid()})
+    end = _serve(worker, requests, report, silence)
+    report({"end": end})
+    return end
+
+
+def _serve(
+    worker: Worker, requests: queue.Queue[Message | None], report: Callable[[Message], None], silence: float
+) -> str:
+    while True:
+        try:
+            request = requests.get(timeout=silence)
+        except queue.Empty:
+            return "silence"
+        if request is None:
+            return "end of input"
+        if request.get("op") == "close":
+            return "close"
+        if request.get("op") != "beat":
+            report(answer(worker, request))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Loads one model and times or scores it on request.")
+    parser.add_argument(
+        "--silence", type=float, default=300.0, help="seconds without a line before an idle worker ends"
+    )
+    parser.add_argument("--memory", type=int, default=0, help="limit of the address space in bytes; 0: none")
+    options = parser.parse_args()
+    if options.memory:
+        resource.setrlimit(resource.RLIMIT_AS, (options.memory, options.memory))
+    sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a runtime prints goes to stderr
+    serve(sys.stdin, sink, options.silence)
+    sys.stdout.flush()
+    os._exit(0)  # a runtime's threads cannot hold the process back
+
+
+if __name__ == "__main__":
+    main()
