@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 COPY_DIFFERENCE = 1.5
-"""Largest mean difference of a copy, gray levels: JPEG at quality 95 makes 0.05 to 1.2, a second exposure 1.6 and up."""
+"""Largest mean difference of a copy, gray levels: JPEG at quality 95 gives 0.05 to 1.2, a second shot 1.6 and up."""
 
 COPY_DETAIL = 0.95
 """Smallest correlation of the detail (picture minus its 5x5 mean) of a copy."""

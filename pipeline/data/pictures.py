@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import multiprocessing
+import json
 import os
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from subprocess import PIPE
 from typing import NamedTuple
 
 import imagehash
@@ -34,7 +37,7 @@ class Facts(NamedTuple):
     """What one decodable picture is. Sizes are those of the upright picture."""
 
     sha256: str
-    pixels: bytes
+    pixels: str
     """Hash of the decoded RGB pixels: equal for the same picture in another container."""
     phash: int
     """64-bit perceptual hash (DCT of the 32x32 gray picture, low 8x8 against their median)."""
@@ -61,7 +64,7 @@ def examine(path: str, spec: InputSpec) -> Facts | str:
     mode, bits, rotated = _header(content)
     return Facts(
         sha256=hashlib.sha256(content).hexdigest(),
-        pixels=hashlib.blake2b(picture.tobytes(), digest_size=16, salt=b"%dx%d" % picture.size).digest(),
+        pixels=hashlib.blake2b(picture.tobytes(), digest_size=16, salt=b"%dx%d" % picture.size).hexdigest(),
         phash=int.from_bytes(np.packbits(imagehash.phash(light).hash).tobytes(), "big"),
         width=picture.width,
         height=picture.height,
@@ -94,20 +97,43 @@ def gray(path: str, spec: InputSpec) -> npt.NDArray[np.float32]:
 
 
 def _in_processes(paths: Sequence[str], spec: InputSpec, count: int) -> Iterator[Facts | str]:
+    """Plain child processes: ``multiprocessing`` would run the caller's script again (spawn) or copy locks (fork)."""
+    command = [sys.executable, "-P", "-m", __spec__.name, json.dumps(spec.to_dict())]
+    idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+    workers = [subprocess.Popen(command, stdin=PIPE, stdout=PIPE, encoding="ascii") for _ in range(count)]
+    for worker in workers:
+        idle.put(worker)
     chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-    context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks of torch and openvino
     try:
-        with ProcessPoolExecutor(count, mp_context=context) as pool:
-            for facts in pool.map(partial(_examine_chunk, spec=spec), chunks):
+        with ThreadPoolExecutor(count) as threads:
+            for facts in threads.map(partial(_ask, idle), chunks):
                 yield from facts
-    except BrokenProcessPool as error:
-        raise ResourceError(
-            "E9101", "a process that decodes pictures was killed or did not start", "--set data.workers=1"
-        ) from error
+    finally:
+        for worker in workers:
+            worker.communicate()  # closes its input, which ends it
 
 
-def _examine_chunk(paths: Sequence[str], spec: InputSpec) -> list[Facts | str]:
-    return [examine(path, spec) for path in paths]
+def _ask(idle: SimpleQueue[subprocess.Popen[str]], paths: Sequence[str]) -> list[Facts | str]:
+    worker = idle.get()
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    try:
+        worker.stdin.write(json.dumps(paths) + "\n")
+        worker.stdin.flush()
+        answer = worker.stdout.readline()
+    except BrokenPipeError:
+        answer = ""
+    idle.put(worker)
+    if not answer:
+        where = f"{paths[0]} to {paths[-1]}"
+        raise ResourceError("E9101", f"a process that decodes pictures died at {where}", "--set data.workers=1")
+    return [item if isinstance(item, str) else Facts(*item) for item in json.loads(answer)]
+
+
+def _serve(spec: InputSpec) -> None:
+    """A line with paths in, a line with facts out, until the input ends."""
+    for line in sys.stdin:
+        print(json.dumps([examine(path, spec) for path in json.loads(line)]), flush=True)
 
 
 def _content(path: str, spec: InputSpec) -> bytes:
@@ -130,3 +156,7 @@ def _header(content: bytes) -> tuple[str, int, bool]:
             rawmode = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
             bits = 16 if image.mode.startswith("I") or ";16" in rawmode else 8
             return image.mode, bits, image.getexif().get(ORIENTATION_TAG, 1) in UPRIGHT
+
+
+if __name__ == "__main__":
+    _serve(InputSpec.from_dict(json.loads(sys.argv[1])))

@@ -51,7 +51,7 @@ def picture(kind: str, index: int, options: Synthetic) -> Image.Image:
     part = _generator(options.seed, kind, index // SHOTS, stream=1)
     shot = _generator(options.seed, kind, index, stream=0)
     texture = int(part.integers(3))
-    surface = (0.42 + 0.16 * float(part.random())) + TEXTURES[texture](part, size)
+    surface = (0.34 + 0.16 * float(part.random())) + TEXTURES[texture](part, size)
     surface = surface + _offset(DEFECTS[kind](part, size), shot, size, 0.04 + 0.06 * hard) * _contrast(part, hard)
     surface = surface * _light(shot, size, hard) + shot.standard_normal((size, size), np.float32) * (0.01 + 0.02 * hard)
     tint = np.asarray(TINTS[texture], np.float32) * (1 + 0.02 * shot.standard_normal(3, np.float32))
