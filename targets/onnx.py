@@ -1,0 +1,150 @@
+"""ONNX files, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import TensorProto, helper
+
+from distilledge.targets.base import Deployable, FloatArray, Precision, RuntimeName, Uint8Array
+from distilledge.targets.deployed import IMAGE, LOGITS, converting, deployed
+from distilledge.targets.onnx_quantize import dynamic_int8, half_weights, static_int8
+
+NAME: RuntimeName = "onnx"
+SUFFIX = ".onnx"
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8dyn", "w8a8")
+
+OPSET = 18
+"""The lowest that torch's exporter writes without down-conversion: the widest choice of runtimes on devices."""
+
+NOT_ARITHMETIC = {
+    *("Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Slice", "Split", "Gather", "Shape"),
+    *("Constant", "Identity", "Expand", "Pad", "ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear"),
+    "DynamicQuantizeLinear",
+}
+
+
+def export(model: torch.nn.Module, deployable: Deployable, out: Path) -> Path:
+    """Write ``model.fp32.onnx`` with torch's own exporter; see ``Target.export``."""
+    path = out / f"model.fp32{SUFFIX}"
+    module, example = deployed(model, deployable, channels_last=False)
+    with converting(f"torch to {path.name}"):
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[IMAGE],
+            output_names=[LOGITS],
+            external_data=False,
+            verbose=False,
+        )
+        assert program is not None
+        proto = program.model_proto
+        strip_traces(proto)
+        onnx.save(proto, path)
+    return path
+
+
+def strip_traces(proto: onnx.ModelProto) -> None:
+    """Drop the exporter's stack traces: they hold paths of this machine and make the file depend on it."""
+    del proto.graph.metadata_props[:]
+    graph = proto.graph
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def compress(
+    fp32: Path,
+    deployable: Deployable,  # noqa: ARG001 (one signature for all targets)
+    out: Path,
+    *,
+    precision: Precision,
+    calibration: Sequence[Uint8Array],
+) -> tuple[Path, str]:
+    """See ``Target.compress``."""
+    path = out / f"model.{precision}{SUFFIX}"
+    with converting(f"{fp32.name} to {path.name}"):
+        match precision:
+            case "fp32":
+                shutil.copyfile(fp32, path)
+                return path, "as exported"
+            case "fp16":
+                return path, half_weights(fp32, path)
+            case "w8dyn":
+                return path, dynamic_int8(fp32, path)
+            case "w8a8":
+                return path, static_int8(fp32, path, calibration)
+
+
+def embed_metadata(path: Path, metadata: dict[str, str]) -> None:
+    """Write ``metadata_props``; keys that are there already are replaced."""
+    proto = onnx.load(path)
+    helper.set_model_props(proto, read_metadata(path) | metadata)
+    onnx.save(proto, path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    return {p.key: p.value for p in onnx.load(path).metadata_props}
+
+
+def session(path: Path | bytes, *, optimise: bool = True) -> ort.InferenceSession:
+    """A one-thread CPU session, without ONNX Runtime's warnings."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = path if isinstance(path, bytes) else str(path)
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def tensors(path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, FloatArray]:
+    """Every float32 tensor in graph order, one picture at a time, stacked; see ``Target.tensors``.
+
+    Marking a tensor as an output keeps ONNX Runtime from fusing it away: ``optimise`` shows all that is not a fusion.
+    """
+    proto = onnx.shape_inference.infer_shapes(onnx.load(path))
+    float32 = {v.name for v in proto.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    present = [name for name in computed(proto.graph) if name in float32]
+    proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in present)
+    names = [*present, proto.graph.output[0].name]
+    run = session(proto.SerializeToString(), optimise=optimise)
+    source = run.get_inputs()[0].name
+    rows = [run.run(names, {source: images[i : i + 1]}) for i in range(len(images))]
+    return {name: np.stack([row[k] for row in rows]) for k, name in enumerate(names)}
+
+
+def computed(graph: onnx.GraphProto) -> list[str]:
+    """Tensors that depend on the picture, in graph order."""
+    known = {graph.input[0].name: None}
+    for node in graph.node:
+        if any(name in known for name in node.input):
+            known.update(dict.fromkeys(node.output))
+    return [name for name in known if name != graph.input[0].name]
+
+
+def float_operations(path: Path) -> tuple[str, ...]:
+    """What ONNX Runtime computes in float after its own fusions of Q/DQ pairs (``Target.float_operations``)."""
+    with TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath, options.log_severity_level = f"{folder}/optimised.onnx", 3
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        nodes = onnx.load(options.optimized_model_filepath).graph.node
+    kept = Counter(n.op_type for n in nodes if n.op_type not in NOT_ARITHMETIC and not is_integer(n.op_type))
+    return tuple(f"{name} x{count}" for name, count in kept.most_common())
+
+
+def is_integer(operation: str) -> bool:
+    """ONNX Runtime's int8 kernels: QLinearConv, QGemm, MatMulInteger, DynamicQuantizeMatMul and their like."""
+    return operation.startswith(("QLinear", "QGemm", "DynamicQuantize")) or "Integer" in operation

@@ -1,0 +1,43 @@
+"""int8 OpenVINO models with NNCF. Import after ``telemetry.switch_off()``: NNCF sends an event when it is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import nncf
+import openvino as ov
+
+from distilledge.targets.base import Uint8Array
+
+
+def quantize(model: ov.Model, pictures: Sequence[Uint8Array]) -> tuple[ov.Model, str]:
+    """Static int8, preset PERFORMANCE; the TRANSFORMER scheme for models with attention."""
+    attention = any(o.get_type_name() in {"Softmax", "ScaledDotProductAttention"} for o in model.get_ordered_ops())
+    quantized = nncf.quantize(
+        model,
+        nncf.Dataset(list(pictures)),
+        preset=nncf.QuantizationPreset.PERFORMANCE,
+        subset_size=len(pictures),
+        model_type=nncf.ModelType.TRANSFORMER if attention else None,
+        ignored_scope=nncf.IgnoredScope(names=list(normalisation(model))),
+    )
+    scheme = ", TRANSFORMER" if attention else ""
+    return quantized, f"NNCF post-training, PERFORMANCE{scheme}, {len(pictures)} pictures"
+
+
+def compress_to_int8(model: ov.Model) -> tuple[ov.Model, str]:
+    """int8 weights; activations are quantised at run time where the plug-in has the kernel."""
+    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM), "NNCF weight compression, INT8_ASYM"
+
+
+def normalisation(model: ov.Model) -> Iterator[str]:
+    """Operations from the input to the first that is not a cast, a change of shape or arithmetic with a constant."""
+    output = model.inputs[0]
+    while True:
+        users = [target.get_node() for target in output.get_target_inputs()]
+        if len(users) != 1 or users[0].get_type_name() not in {
+            *("Convert", "Transpose", "Reshape", "Multiply", "Add", "Subtract", "Divide"),
+        }:
+            return
+        yield users[0].friendly_name
+        output = users[0].output(0)

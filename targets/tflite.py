@@ -1,0 +1,139 @@
+"""TFLite files, run by LiteRT (XNNPACK) and by the older tflite-runtime."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from distilledge.targets.base import Deployable, FloatArray, Precision, RuntimeName, Uint8Array
+from distilledge.targets.deployed import converting, deployed
+from distilledge.targets.tflite_file import Graph, model_bytes, read_graph
+
+NAME: RuntimeName = "tflite"
+SUFFIX = ".tflite"
+PACKAGES = ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8dyn", "w8a8")
+
+METADATA_FOLDER = "distilledge/"
+"""In the zip at the end of the file, where TFLite keeps associated files; runtimes read the flatbuffer in front."""
+
+NOT_ARITHMETIC = {
+    *(
+        "CAST",
+        "QUANTIZE",
+        "DEQUANTIZE",
+        "RESHAPE",
+        "TRANSPOSE",
+        "PAD",
+        "CONCATENATION",
+        "SLICE",
+        "STRIDED_SLICE",
+        "SPLIT",
+    ),
+    *("GATHER", "SQUEEZE", "EXPAND_DIMS", "BROADCAST_TO", "PACK", "UNPACK", "SHAPE", "DELEGATE"),
+}
+
+
+def export(model: torch.nn.Module, deployable: Deployable, out: Path) -> Path:
+    """Write ``model.fp32.tflite``; see ``Target.export``. The converter names the tensors: ``args_0``, ``output_0``."""
+    path = out / f"model.fp32{SUFFIX}"
+    module, example = deployed(model, deployable, channels_last=True)
+    with converting(f"torch to {path.name}"):
+        import litert_torch  # seconds
+
+        litert_torch.convert(module, (example,)).export(str(path))
+    return path
+
+
+def compress(
+    fp32: Path,
+    deployable: Deployable,  # noqa: ARG001 (one signature for all targets)
+    out: Path,
+    *,
+    precision: Precision,
+    calibration: Sequence[Uint8Array],
+) -> tuple[Path, str]:
+    """See ``Target.compress``."""
+    path = out / f"model.{precision}{SUFFIX}"
+    with converting(f"{fp32.name} to {path.name}"):
+        if precision == "fp32":
+            shutil.copyfile(fp32, path)
+            return path, "as exported"
+        from distilledge.targets.tflite_quantize import quantize
+
+        return path, quantize(fp32, path, precision, calibration)
+
+
+def embed_metadata(path: Path, metadata: dict[str, str]) -> None:
+    """Append a stored zip with one text file for each key: the same bytes each time."""
+    content = model_bytes(path) + zipped(read_metadata(path) | metadata)
+    path.write_bytes(content)
+
+
+def zipped(metadata: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for key, value in sorted(metadata.items()):
+            archive.writestr(zipfile.ZipInfo(METADATA_FOLDER + key, date_time=(1980, 1, 1, 0, 0, 0)), value)
+    return buffer.getvalue()
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    if not zipfile.is_zipfile(path):
+        return {}
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.startswith(METADATA_FOLDER)]
+        return {name.removeprefix(METADATA_FOLDER): archive.read(name).decode() for name in names}
+
+
+def tensors(path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, FloatArray]:
+    """Every computed tensor as float32 in graph order, one picture at a time, stacked; see ``Target.tensors``.
+
+    int8 tensors are de-quantised. ``optimise``: with XNNPACK; tensors inside its partitions are then not to be seen.
+    """
+    resolver = OpResolverType.BUILTIN if optimise else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    with warnings.catch_warnings(action="ignore"):  # of the memory that all tensors take
+        run = Interpreter(
+            str(path), num_threads=1, experimental_op_resolver_type=resolver, experimental_preserve_all_tensors=True
+        )
+    run.allocate_tensors()
+    graph = read_graph(path)
+    rows = [computed(run, graph, image[None]) for image in images]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def computed(run: Interpreter, graph: Graph, image: Uint8Array) -> dict[str, FloatArray]:
+    run.set_tensor(run.get_input_details()[0]["index"], image)
+    run.invoke()
+    found: dict[str, FloatArray] = {}
+    for operation in graph.operations:
+        for tensor in operation.outputs:
+            detail = graph.tensors[tensor]
+            try:
+                value = run.get_tensor(tensor)
+            except ValueError:  # inside a delegate's partition: never materialised
+                continue
+            found[detail.name] = detail.dequantised(value)
+    return found
+
+
+def float_operations(path: Path) -> tuple[str, ...]:
+    """Operations with a float result and no int8 weights (``Target.float_operations``)."""
+    graph = read_graph(path)
+    kept = Counter(
+        operation.name
+        for operation in graph.operations
+        if operation.name not in NOT_ARITHMETIC
+        and graph.tensors[operation.outputs[0]].is_float
+        and not any(graph.tensors[t].is_int8 for t in operation.inputs)
+    )
+    return tuple(f"{name} x{count}" for name, count in kept.most_common())

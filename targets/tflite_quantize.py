@@ -1,0 +1,71 @@
+"""fp16 and int8 TFLite files with ai-edge-quantizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ai_edge_litert.interpreter import Interpreter
+from ai_edge_quantizer import quantizer
+from ai_edge_quantizer.algorithm_manager import AlgorithmName
+from ai_edge_quantizer.qtyping import TFLOperationName
+from ai_edge_quantizer.recipe_manager import RecipeManager
+
+from distilledge.targets.base import Precision, Uint8Array
+from distilledge.targets.tflite_file import Graph, read_graph
+
+EVERYTHING = TFLOperationName.ALL_SUPPORTED
+
+
+def quantize(fp32: Path, path: Path, precision: Precision, pictures: Sequence[Uint8Array]) -> str:
+    """Write ``path`` and say how. It must not exist yet: ai-edge-quantizer refuses to overwrite."""
+    recipe, words = recipe_of(precision, read_graph(fp32))
+    work = quantizer.Quantizer(str(fp32))
+    work.load_quantization_recipe(recipe.get_quantization_recipe())
+    if not work.need_calibration:
+        work.quantize().export_model(str(path))
+        return words
+    signature, source = signature_of(fp32)
+    ranges = work.calibrate({signature: [{source: picture} for picture in pictures]})
+    work.quantize(ranges).export_model(str(path))
+    return f"{words}, {len(pictures)} pictures"
+
+
+def recipe_of(precision: Precision, graph: Graph) -> tuple[RecipeManager, str]:
+    """The quantizer's rules (the last that matches wins) and their words.
+
+    Attention models: only fully-connected and convolution layers become static int8; all of it is slower and wrong.
+    """
+    recipe, attention = RecipeManager(), any(o.name == "SOFTMAX" for o in graph.operations)
+    if precision == "fp16":
+        recipe.add_weight_only_config(".*", EVERYTHING, num_bits=16, algorithm_key=AlgorithmName.FLOAT_CASTING)
+        return recipe, "float16 weights, float32 arithmetic"
+    if precision == "w8dyn":
+        recipe.add_dynamic_config(".*", EVERYTHING, num_bits=8)
+        return recipe, "dynamic_wi8_afp32, per channel"
+    scope = (TFLOperationName.FULLY_CONNECTED, TFLOperationName.CONV_2D) if attention else (EVERYTHING,)
+    for operation in scope:
+        recipe.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
+    for name in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
+        recipe.add_quantization_config(".*", name, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    for tensor in normalisation(graph):
+        recipe.add_quantization_config(f"^{re.escape(tensor)};?$", EVERYTHING, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    return recipe, "static_wi8_ai8, per channel, MinMax" + (", FULLY_CONNECTED and CONV_2D only" if attention else "")
+
+
+def normalisation(graph: Graph) -> Iterator[str]:
+    """Results from the input to the first operation that is not a cast, a change of shape or plain arithmetic."""
+    tensor = graph.inputs[0]
+    while True:
+        users = [o for o in graph.operations if tensor in o.inputs]
+        if len(users) != 1 or users[0].name not in {"CAST", "TRANSPOSE", "RESHAPE", "MUL", "ADD", "SUB", "DIV"}:
+            return
+        tensor = users[0].outputs[0]
+        yield graph.tensors[tensor].name
+
+
+def signature_of(path: Path) -> tuple[str, str]:
+    """Name of the signature and of its input."""
+    name, entry = next(iter(Interpreter(str(path)).get_signature_list().items()))
+    return name, entry["inputs"][0]
