@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def exported(runtime: str, precision: str, role: str, classes: Sequence[str] = C
         runtime=runtime,
         precision=precision,
         files=(f"model.{precision}.{runtime}",),
-        sha256=(f"{abs(hash((runtime, precision, role))):064x}"[:64],),
+        sha256=(hashlib.sha256(f"{runtime} {precision} {role}".encode()).hexdigest(),),
         size_bytes=int(SIZES[role][precision] * 1e6),
         input_shape=(1, 64, 64, 3),
         classes=tuple(classes),
@@ -93,7 +94,7 @@ def measurement(
 
 
 def made_logits(labels: np.ndarray, errors: float, seed: int, classes: int = len(CLASSES)) -> np.ndarray:
-    """Logits right on about ``1 - errors`` of the pictures; all models make their mistakes on the same hard pictures."""
+    """Logits right on about ``1 - errors`` of the pictures; all models err on the same hard pictures."""
     hard = np.random.default_rng(99).random(len(labels))
     rng = np.random.default_rng(seed)
     wrong = hard + rng.normal(0, 0.01, len(labels)) < errors
@@ -162,12 +163,14 @@ class MadeRun:
             sample = {"path": path, "label": int(label), "group": group, "split": "test", "sha256": "a" * 64}
             lines.append(json.dumps(sample | {"calibration": False}))
         (directory / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        finding = {"kind": "near_duplicates", "severity": "warning", "count": 2, "message": "two pictures look alike"}
         audit = {
-            "pictures": 1800,
-            "exif_rotated": 3,
+            "findings": [finding | {"examples": ["train/a.png", "test/<b>.png"]}],
+            "class_counts": splits.counts,
+            "sizes": {"min": [64, 64], "max": [64, 64]},
             "modes": {"RGB": 1790, "L": 10},
-            "leakage": [],
-            "near": ["a", "b"],
+            "exif_rotated": 3,
+            "pictures": 1800,
         }
         (directory / "audit.json").write_text(json.dumps(audit), encoding="utf-8")
         bad = {"path": "train/<b>broken</b>.jpg", "reason": "not an image"}
@@ -202,8 +205,8 @@ class MadeRun:
             with (directory / "curves.jsonl").open("w", encoding="utf-8") as lines:
                 for epoch in range(1, 9):
                     loss = ERRORS[role] * 4 + 1.4 * 0.6**epoch
-                    line = {"epoch": epoch, "train_loss": loss, "validation_loss": loss * 1.1, "lr": 1e-3}
-                    line["validation_accuracy"] = 1 - ERRORS[role] - 0.5 * 0.6**epoch
+                    line = {"epoch": epoch, "train_loss": loss, "loss": loss * 1.1, "lr": 1e-3}
+                    line["accuracy"] = 1 - ERRORS[role] - 0.5 * 0.6**epoch
                     lines.write(json.dumps(line) + "\n")
 
     def exports(self, runtimes: Sequence[str] = RUNTIMES) -> list[ExportResult]:

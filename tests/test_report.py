@@ -124,6 +124,7 @@ def test_every_part_is_in_the_page(content):
         "SYNTHETIC", "All files, teacher first", "Accuracy against latency", "What the teacher was worth",
         "What each precision cost and gained", "Softmax x1", "Where the answers differ", "expected calibration error",
         "Pictures on which teacher and student disagree", "Parity ladder", "Training", "Data and audit", "not an image",
+        "two pictures look alike", "validation accuracy",
         "Measurement conditions", "Made CPU", "Provenance", "distilledge run made", "Every check of every file",
     ):  # fmt: skip
         assert words in text, words

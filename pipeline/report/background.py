@@ -15,6 +15,15 @@ from distilledge.pipeline.report.vocabulary import ReportContent, Timing
 
 LISTED = 12
 """Entries of a list in the audit that are shown."""
+SHOWN = ("findings", "class_counts")
+"""Parts of the audit that have a table of their own."""
+CURVES = {
+    "train_loss": "training loss",
+    "loss": "validation loss",
+    "accuracy": "validation accuracy",
+    "balanced_accuracy": "validation balanced accuracy",
+}
+"""Names in curves.jsonl -> words; other quantities are in report.json alone."""
 
 
 def parity(content: ReportContent) -> Markup:
@@ -66,8 +75,9 @@ def training(content: ReportContent) -> Markup:
         "Model", "Architecture", "Parameters, M", "MACs, M", "Validation accuracy", "Balanced", "Kept epoch", "Time, s",
         "Pictures/s", "Precision",
     )  # fmt: skip
-    losses = [c for c in content.curves if "loss" in c.name]
-    metrics = [c for c in content.curves if "accuracy" in c.name]
+    named = [c.model_copy(update={"name": CURVES[c.name]}) for c in content.curves if c.name in CURVES]
+    losses = [c for c in named if "loss" in c.name]
+    metrics = [c for c in named if "accuracy" in c.name]
     drawn = (figures.curves("loss", losses), figures.curves("accuracy", metrics))
     return section(
         "Training",
@@ -106,12 +116,33 @@ def data(content: ReportContent) -> Markup:
     return section(
         "Data and audit",
         f"{content.pictures:,} test pictures{grouped}; {found.calibration} calibration pictures, from train only. "
-        f"{found.bad_count} files quarantined.",
+        f"{counted(found.bad_count, 'file')} quarantined.",
         *[el("p", {"class": "banner"}, warning) for warning in found.warnings],
         el("div", {"class": "row"}, grid(("Class", *splits), lines)),
-        folded("Audit", tree(found.audit)) if found.audit else None,
+        _findings(found.audit),
+        folded("Audit", tree({k: v for k, v in found.audit.items() if k not in SHOWN})) if found.audit else None,
         _bad_files(content),
     )
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _findings(audit: Mapping[str, Any]) -> Markup | None:
+    """What the audit says, a line each."""
+    lines = [
+        (
+            str(f["severity"]),
+            str(f["kind"]).replace("_", " "),
+            f"{f['count']:,}",
+            str(f["message"]),
+            _words(f["examples"]),
+        )
+        for f in audit.get("findings", ())
+    ]
+    titles = ("Severity", "Finding", "Count", "What", "Examples")
+    return grid(titles, lines, left=("Finding", "What", "Examples")) if lines else None
 
 
 def _bad_files(content: ReportContent) -> Markup | None:

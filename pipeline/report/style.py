@@ -47,7 +47,7 @@ th { font-weight: 600; color: var(--soft); font-size: 12.5px; vertical-align: bo
 th.l, td.l { text-align: left; }
 td small { display: block; color: var(--soft); font-size: 11.5px; white-space: nowrap; }
 td { white-space: nowrap; }
-td.wrap { white-space: normal; min-width: 220px; max-width: 520px; }
+td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 220px; max-width: 600px; }
 tr.teacher td { background: color-mix(in srgb, var(--teacher) 7%, transparent); }
 tr.ships td { background: color-mix(in srgb, var(--good) 8%, transparent); font-weight: 600; }
 tr.ships small { font-weight: 400; }
