@@ -113,7 +113,9 @@ def _mismatch(pair: TorchPair) -> tuple[str, str]:
 def _cpu() -> Finding:
     card = device_card()
     fast = int8_instructions(card["cpu_flags"])
-    detail = f"{card['cpu'] or card['architecture']}, {card['cores']} cores usable; int8: {', '.join(fast) or 'none'}"
+    detail = (
+        f"{card['cpu_model'] or card['machine']}, {card['cpu_count']} cores usable; int8: {', '.join(fast) or 'none'}"
+    )
     if fast:
         return Finding(name="CPU", state="ok", detail=detail)
     return Finding(name="CPU", state="warn", detail=detail, hint="expect int8 to be no faster than float here")
