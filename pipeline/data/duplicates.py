@@ -23,6 +23,9 @@ from PIL import Image, ImageFilter
 COPY_DIFFERENCE = 1.5
 """Largest mean difference of a copy, gray levels: JPEG at quality 95 gives 0.05 to 1.2, a second shot 1.6 and up."""
 
+COPY_BITS = 4
+"""Bits of the perceptual hash that a copy may differ in, even where ``near_duplicate_bits`` is less (JPEG at 95 up)."""
+
 COPY_DETAIL = 0.95
 """Smallest correlation of the detail (picture minus its 5x5 mean) of a copy."""
 

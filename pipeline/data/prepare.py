@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from distilledge.models.errors import DistilledgeError
 from distilledge.pipeline.data import audit, splits
-from distilledge.pipeline.data.duplicates import Pair, is_copy, join, near, same
+from distilledge.pipeline.data.duplicates import COPY_BITS, Pair, is_copy, join, near, same
 from distilledge.pipeline.data.formats import list_unlabelled, listing
 from distilledge.pipeline.data.listing import Finding, Listing, Row, finding, shown
 from distilledge.pipeline.data.pictures import Facts, examine_all, gray
@@ -134,18 +134,19 @@ def _alike(source: Listing, looked: Looked, spec: InputSpec, data: Data) -> Alik
     ours = [i for i, row in enumerate(rows) if row.split != "unlabelled"]
     given = {rows[i].split for i in ours}
     within = {"all"} | ({"train"} if not given >= set(splits.PARTS) else set())
-    found, cut = near(
-        [facts[i].phash for i in ours], [rows[i].split or "all" for i in ours], data.near_duplicate_bits, within
-    )
+    bits = max(data.near_duplicate_bits, COPY_BITS)
+    found, cut = near([facts[i].phash for i in ours], [rows[i].split or "all" for i in ours], bits, within)
     alike = Alike([], [], cut)
-    for first, second, bits in found:
-        pair = Pair(ours[first], ours[second], bits)
+    for first, second, distance in found:
+        pair = Pair(ours[first], ours[second], distance)
         a, b = facts[pair.first], facts[pair.second]
         if a.pixels == b.pixels:
             continue
         equal = (a.width, a.height) == (b.width, b.height)
-        copy = equal and is_copy(*(gray(str(source.root / rows[i].path), spec) for i in pair[:2]))
-        (alike.copies if copy else alike.near).append(pair)
+        if equal and is_copy(*(gray(str(source.root / rows[i].path), spec) for i in pair[:2])):
+            alike.copies.append(pair)
+        elif distance <= data.near_duplicate_bits:
+            alike.near.append(pair)
     return alike
 
 
