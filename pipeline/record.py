@@ -184,6 +184,8 @@ class RunRecord(Value):
     """ISO 8601, UTC."""
     versions: dict[str, str]
     stages: tuple[StageRecord, ...]
+    failed: tuple[ExportResult, ...] = ()
+    """Optional targets that could not be exported, with the reason."""
 
     def stage(self, name: str) -> StageRecord:
         return next(s for s in self.stages if s.name == name)

@@ -119,10 +119,11 @@ def _after(chain: Chain, step: Step) -> tuple[Step, ...]:
 
 def _run_step(chain: Chain, step: Step) -> None:
     failpoint(f"{step.kind}.start")
-    log.info("%s", step.name)
     if step.kind == "predict" and step.name.replace("predict-", "export-", 1) in chain.failed:
         return
     result, build = BUILDERS[step.kind]
+    if not chain.store.probe(step.kind, step.fingerprint):
+        log.info("%s ...", step.name)
     try:
         stored = chain.store.once(
             step.kind, VERSIONS[step.kind], step.inputs, result, lambda out, partial: build(chain, step, out, partial)
@@ -224,7 +225,8 @@ def _gate(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Verdicts:
     score = chain.done["score"]
     logits = {item.name: np.load(score.path / item.logits) for item in score.value.items}
     exports = [e.value for e in chain.exports()]
-    return judge(chain.recipe, score.value, logits, chain.done["measure"].value, exports)
+    groups = [s.group for s in chain.samples("test")]
+    return judge(chain.recipe, score.value, logits, chain.done["measure"].value, exports, groups)
 
 
 BUILDERS: dict[str, tuple[type[BaseModel], Callable[[Chain, Step, Path, Path], Any]]] = {
@@ -263,6 +265,7 @@ def _record(chain: Chain, work: Path, command: str) -> RunRecord:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=package_versions(packages),
         stages=stages,
+        failed=tuple(chain.failed.values()),
     )
 
 
@@ -292,9 +295,11 @@ def _raise_verdict(chain: Chain) -> None:
     """Exit 5 for a missed budget, 10 for an undecided one, after the report is written (``gate.on_fail: stop``)."""
     if "gate" not in chain.done or chain.recipe.gate.on_fail == "report":
         return
-    verdicts: Verdicts = chain.done["gate"].value
-    failed = [v.name for v in verdicts.items if v.outcome == "fail"]
-    undecided = [v.name for v in verdicts.items if v.outcome == "inconclusive"]
+    from distilledge.pipeline.gate import by_target
+
+    shipped = [target.shipped for target in by_target(chain.done["gate"].value)]
+    failed = [v.name for v in shipped if v.outcome == "fail"]
+    undecided = [v.name for v in shipped if v.outcome == "inconclusive"]
     if failed:
         raise GateFailedError(
             "E5002", f"budgets not met: {', '.join(failed)}", "see report.html, or change `budgets` in the recipe"

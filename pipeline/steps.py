@@ -191,4 +191,10 @@ def _predict(data: Step, export: Step) -> Step:
 
 def _gate_inputs(recipe: Recipe, score: Step, measure: Step) -> dict[str, Any]:
     budgets = {name: budget.model_dump(mode="json") for name, budget in recipe.budgets.items()}
-    return {"score": score.fingerprint, "measure": measure.fingerprint, "budgets": budgets, "metric": recipe.metric}
+    return {
+        "score": score.fingerprint,
+        "measure": measure.fingerprint,
+        "budgets": budgets,
+        "metric": recipe.metric,
+        "seed": recipe.seed,
+    }

@@ -199,5 +199,10 @@ def _left_out(run: RunRecord, stages: _Stages) -> tuple[str, ...]:
     """Targets of the recipe without a student file, with the reason where one was recorded."""
     failed = [f"{e.role} in {e.runtime}: {e.error}" for e in stages.exports if e.error]
     made = {e.runtime for e in stages.exports if e.role == "student"}
-    absent = [f"{t.runtime}: not exported" for t in run.recipe.export.targets if t.runtime not in made]
+    reasons = {f.runtime: f.error for f in run.failed}
+    absent = [
+        f"{t.runtime}: not exported: {reasons.get(t.runtime, 'the run did not come so far')}"
+        for t in run.recipe.export.targets
+        if t.runtime not in made
+    ]
     return tuple(failed + absent)
