@@ -21,7 +21,7 @@ WEIGHTS = "model.safetensors"
 def load(checkpoint: Checkpoint, directory: Path) -> nn.Module:
     """The model in eval mode on the CPU: float32 (N, 3, H, W), normalised -> logits (N, classes).
 
-    The bytes that are hashed are the bytes that are loaded. Raises ``IntegrityError`` where they are not those recorded.
+    The bytes that are hashed are the bytes that are loaded. Raises ``IntegrityError`` where they are others.
     """
     path = directory / WEIGHTS
     try:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Average:
     """A copy of the model whose floating-point state follows it; ``model`` is in eval mode.
 
-    The decay grows from 0.1 to its value as (1 + step) / (10 + step), so that short trainings forget their first weights.
+    The decay grows from 0.1 to its value as (1 + step) / (10 + step), so that short trainings forget their start.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

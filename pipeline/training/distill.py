@@ -67,7 +67,7 @@ def _loss(stage: Stage, weights: list[float] | None, student: nn.Module, teacher
 
 
 def _unlabelled(stage: Stage) -> list[Sample]:
-    """Pictures without labels, by absolute path; without unreadable ones and those of the validation and test splits."""
+    """Pictures without labels, by absolute path; without unreadable ones and those of validation and test."""
     samples = read_samples(stage.data_dir, "unlabelled")
     if stage.recipe.distill.unlabelled is None:
         return samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +23,21 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def validate(
-    model: nn.Module, to_input: ToInput, pictures: Pictures, labels: IntArray, *, accelerator: Accelerator, workers: int
+    model: nn.Module,
+    to_input: ToInput,
+    pictures: Pictures,
+    labels: IntArray,
+    *,
+    accelerator: Accelerator,
+    workers: int,
+    poll: Callable[[], None],
 ) -> dict[str, float]:
     """``accuracy``, ``balanced_accuracy`` (mean recall of the classes present), ``loss`` (cross-entropy, nats).
 
     Of all processes together, in the training's precision. Raises ``RejectedError`` where an output is not finite.
     """
     mine = range(accelerator.process_index, len(pictures), accelerator.num_processes)
-    logits = predict(model, to_input, pictures, mine, accelerator=accelerator, workers=workers)
+    logits = predict(model, to_input, pictures, mine, accelerator=accelerator, workers=workers, poll=poll)
     if accelerator.num_processes > 1:
         parts = gather_object([(list(mine), logits)])
         order = torch.tensor([i for indices, _ in parts for i in indices])
@@ -48,13 +56,21 @@ def score(logits: FloatArray, labels: IntArray) -> dict[str, float]:
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, to_input: ToInput, pictures: Pictures, indices: range, *, accelerator: Accelerator, workers: int
+    model: nn.Module,
+    to_input: ToInput,
+    pictures: Pictures,
+    indices: range,
+    *,
+    accelerator: Accelerator,
+    workers: int,
+    poll: Callable[[], None],
 ) -> Tensor:
-    """float32 logits (len(indices), classes) on the CPU."""
+    """float32 logits (len(indices), classes) on the CPU; ``poll`` is called for each batch and may raise."""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     outputs = []
     for views, _ in fitted_loader(pictures, indices, BATCH, workers=workers):
+        poll()
         with accelerator.autocast():
             outputs.append(model(to_input(views.to(accelerator.device))).float().cpu())
     for module in was_training:

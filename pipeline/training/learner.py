@@ -18,10 +18,9 @@ from distilledge.pipeline.training.average import Average
 from distilledge.pipeline.training.mixing import Batch
 from distilledge.pipeline.training.objective import Objective
 from distilledge.pipeline.training.schedule import lr_factor, make_optimizer, set_lr
+from distilledge.pipeline.training.watch import is_out_of_memory
 
 log = logging.getLogger("distilledge.training")
-
-ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class Learner:
@@ -106,10 +105,14 @@ class Learner:
             piece = Batch(*(tensor[start : start + size] for tensor in batch))
             last = start + size >= len(batch.pictures)
             with nullcontext() if last else self.accelerator.no_sync(self._forward):
-                loss = self._forward(piece) * (len(piece.pictures) / len(batch.pictures))
-                self.accelerator.backward(loss)
-            losses.append(loss.detach())
+                losses.append(self._piece(piece, len(piece.pictures) / len(batch.pictures)))
         return self._checked(losses)
+
+    def _piece(self, piece: Batch, share: float) -> Tensor:
+        """Add the gradients of a piece that is ``share`` of the step; returns its part of the loss."""
+        loss: Tensor = self._forward(piece) * share
+        self.accelerator.backward(loss)
+        return loss.detach()
 
     def _checked(self, losses: list[Tensor]) -> float:
         """The step's loss; NaN where it or (but for fp16, whose scaler sees to that) the gradient is not finite.
@@ -157,10 +160,3 @@ class Learner:
             self.average.model.load_state_dict(state["average"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """A GPU's or the host's allocator gave up (torch reports the latter as a plain ``RuntimeError``)."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION_FAILURES)

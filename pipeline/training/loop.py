@@ -17,24 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilledge.models.errors import DistilledgeError, RejectedError, ResourceError
+from distilledge.models.errors import RejectedError
 from distilledge.models.losses import one_hot
 from distilledge.pipeline.disk import atomic_write
 from distilledge.pipeline.failpoints import failpoint
-from distilledge.pipeline.interrupt import Interrupt, graceful
+from distilledge.pipeline.interrupt import Interrupt, Interrupted, graceful
 from distilledge.pipeline.recipe import Training
 from distilledge.pipeline.training.counters import IntArray, Purpose, generator, torch_seed
 from distilledge.pipeline.training.environment import prepare_accelerator, repeatable
 from distilledge.pipeline.training.evaluate import validate
-from distilledge.pipeline.training.events import ProgressEvent
-from distilledge.pipeline.training.events import Report
+from distilledge.pipeline.training.events import ProgressEvent, Report
 from distilledge.pipeline.training.learner import Learner
 from distilledge.pipeline.training.mixing import Batch, mix
 from distilledge.pipeline.training.objective import Objective
-from distilledge.pipeline.training.pictures import Pictures
+from distilledge.pipeline.training.pictures import Pictures, readable
 from distilledge.pipeline.training.state import Position, Row, load_state, save_state
 from distilledge.pipeline.training.views import Loaded, Steps, Views, view_loader
-from distilledge.pipeline.training.watch import EtaClock, dead_worker, listed, non_finite
+from distilledge.pipeline.training.watch import EtaClock, non_finite, resource_errors
+
+__all__ = ["Feed", "Plan", "ProgressEvent", "Trained", "curves", "train"]
 
 MAX_SKIPPED_IN_A_ROW = 10
 
@@ -115,6 +116,11 @@ class Run:
             self.learner.restore(learner)
             self.learner.parts = self.position.parts
 
+    def next_names(self) -> list[str]:
+        """Pictures of the step that is under way."""
+        order = self.steps.order(self.position.epoch)
+        return [self.feed.names[i] for i in order[min(self.position.step, len(order) - 1)]]
+
     def save(self) -> None:
         self.position.parts = self.learner.parts
         if self.accelerator.is_main_process:
@@ -130,10 +136,14 @@ def train(objective: Objective, feed: Feed, plan: Plan, *, partial: Path, report
     run = Run(objective, feed, plan, partial, report)
     with repeatable(run.accelerator.device), graceful() as interrupt, objective.tapped(), _trackers(run):
         run.restore()
-        while run.position.epoch < plan.settings.epochs and not _stalled(run):
-            _run_epoch(run, interrupt)
-            _finish_epoch(run)
-            interrupt.raise_if_requested()
+        with readable(), resource_errors(run.next_names):
+            while run.position.epoch < plan.settings.epochs and not _stalled(run):
+                try:
+                    _run_epoch(run, interrupt)
+                    _finish_epoch(run, interrupt)
+                except Interrupted:
+                    run.save()
+                    raise
     return _trained(run)
 
 
@@ -143,24 +153,11 @@ def _run_epoch(run: Run, interrupt: Interrupt) -> None:
     steps.epoch, steps.first = position.epoch, position.step
     run.learner.train_mode()
     run.clock.restart()
-    try:
-        for loaded in run.loader:
-            _run_step(run, loaded)
-            saved = position.step % settings.checkpoint_every == 0
-            if (saved or interrupt.requested) and position.step < len(steps):
-                run.save()
-            interrupt.raise_if_requested()
-    except RuntimeError as error:
-        if isinstance(error, DistilledgeError) or not dead_worker(error):
-            raise
-        indices = steps.order(position.epoch)[position.step]
-        names = [run.feed.names[i] for i in indices]
-        raise ResourceError(
-            "E9603",
-            f"a loader process died: {error}; waiting for epoch {position.epoch + 1}, step {position.step + 1} "
-            f"({listed(names)})",
-            "run again to go on from the last checkpoint; for lack of memory set `data.workers: 0`",
-        ) from error
+    for loaded in run.loader:
+        _run_step(run, loaded)
+        interrupt.raise_if_requested()
+        if position.step % settings.checkpoint_every == 0 and position.step < len(steps):
+            run.save()
 
 
 def _run_step(run: Run, loaded: Loaded) -> None:
@@ -196,8 +193,7 @@ def _refuse_or_skip(run: Run) -> None:
     position.skipped_in_a_row += 1
     if settings.on_nan == "skip" and position.skipped_in_a_row <= MAX_SKIPPED_IN_A_ROW:
         return
-    names = [run.feed.names[i] for i in run.steps.order(position.epoch)[position.step]]
-    raise non_finite(run.plan.stage, position, names, run.partial)
+    raise non_finite(run.plan.stage, position, run.next_names(), run.partial)
 
 
 def _event(run: Run) -> ProgressEvent:
@@ -216,7 +212,7 @@ def _event(run: Run) -> ProgressEvent:
     )
 
 
-def _finish_epoch(run: Run) -> None:
+def _finish_epoch(run: Run, interrupt: Interrupt) -> None:
     """Validate, keep the weights if they are the best, write the curves and the state."""
     position, feed = run.position, run.feed
     started = time.monotonic()
@@ -227,6 +223,7 @@ def _finish_epoch(run: Run) -> None:
         feed.validation_labels,
         accelerator=run.accelerator,
         workers=feed.workers,
+        poll=interrupt.raise_if_requested,
     )
     position.evaluation_seconds = time.monotonic() - started
     position.rows.append(_row(run, found))

@@ -17,7 +17,7 @@ AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 
 class Guide:
-    """A teacher that answers: in eval mode, without gradients, in a precision of its own. It is neither trained nor saved."""
+    """A teacher that answers: in eval mode, without gradients, in its own precision; neither trained nor saved."""
 
     def __init__(self, model: nn.Module, to_input: ToInput, loss: DistillationLoss, *, precision: str) -> None:
         self.model = model.eval().requires_grad_(False)

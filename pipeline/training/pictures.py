@@ -10,7 +10,8 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,15 +56,26 @@ class FromFiles(Dataset[Uint8Array]):
         try:
             image = decode(path, self._spec)
         except BadPicture as error:
-            raise RejectedError(
-                "E3601",
-                f"picture can no longer be used: {path}: {error.reason}",
-                "restore it, or run again: the audit sets it aside",
-            ) from error
+            raise BadPicture(f"{path}: {error.reason}") from error
         return fit(image, self._spec) if self._fitted else np.asarray(shrink(image, self._spec.height))
 
     def path(self, index: int) -> Path:
         return self._root / os.fsdecode(self._names[index])
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Inside, a picture that could be read when it was audited and cannot now is ``RejectedError`` (exit 3).
+
+    From a loader process the error arrives with its traceback as text; the last line says what it is.
+    """
+    try:
+        yield
+    except BadPicture as error:
+        reason = error.reason.strip().splitlines()[-1].rpartition("BadPicture: ")[2]
+        raise RejectedError(
+            "E3601", f"a picture can no longer be used: {reason}", "restore it, or run again: the audit sets it aside"
+        ) from error
 
 
 def shrink(image: Image.Image, view_size: int) -> Image.Image:
@@ -119,7 +131,7 @@ def cache_key(samples: Sequence[Sample], spec: InputSpec, *, fitted: bool) -> st
 def cached(source: FromFiles, key: str, root: Path, *, workers: int) -> FromCache:
     """The cache of ``source`` under ``root``, made if it is not there whole. Raises ``ResourceError`` (disk)."""
     final = root / key
-    with disk_errors(f"the cache of {len(source)} decoded pictures", root):
+    with disk_errors(f"the cache of {len(source)} decoded pictures", root), readable():
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{key}.lock"):  # waits: whoever comes second finds it made
             for dead in root.glob(f".tmp-{key}-*"):

@@ -58,7 +58,7 @@ class Stage:
 
 
 def new_model(stage: Stage) -> nn.Module:
-    """The model with the weights it starts from. What is drawn depends on the seed alone: student and control start equal."""
+    """The model with the weights it starts from. Draws depend on the seed alone: student and control start equal."""
     part = stage.part
     before = torch.get_rng_state()
     torch.manual_seed(torch_seed(Purpose.WEIGHTS, stage.recipe.seed))

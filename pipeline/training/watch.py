@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from distilledge.models.errors import RejectedError
+import torch
+
+from distilledge.models.errors import RejectedError, ResourceError
 from distilledge.pipeline.disk import atomic_write
 from distilledge.pipeline.training.state import Position
 
+ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "out of memory")
 SHOWN = 4
 """Pictures named in a message; all are in the file."""
 
@@ -29,9 +34,31 @@ class EtaClock:
         return passed
 
 
-def dead_worker(error: RuntimeError) -> bool:
-    """Whether torch's loader says that one of its processes is gone."""
-    return str(error).startswith("DataLoader worker")
+@contextmanager
+def resource_errors(names: Callable[[], list[str]]) -> Iterator[None]:
+    """Inside, a loader process that died and memory that ended become ``ResourceError`` (exit 9).
+
+    ``names``: the pictures of the step under way.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if str(error).startswith("DataLoader worker"):
+            raise ResourceError(
+                "E9603",
+                f"a loader process died: {error}; the step under way: {listed(names())}",
+                "run again to go on from the last checkpoint; where memory is short set `data.workers: 0`",
+            ) from error
+        if is_out_of_memory(error):
+            raise ResourceError("E9604", f"out of memory: {error}", "close other programs, and run again") from error
+        raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """A GPU's or the host's allocator gave up (torch reports the latter as a plain ``RuntimeError``)."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION_FAILURES)
 
 
 def non_finite(stage: str, position: Position, names: list[str], partial: Path) -> RejectedError:
