@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distilledge.pipeline.recipe import Measure
 from distilledge.pipeline.record import ExportResult, Measurements, Sample, Scores
-from distilledge.targets.base import Exported
+from distilledge.targets.base import Exported, Measurement
 from distilledge.targets.devices import DEVICES
 from distilledge.targets.measure import Candidate, measure, score
 
@@ -32,7 +32,7 @@ def measure_exports(
     exports: Sequence[tuple[ExportResult, Path]], pictures: Sequence[str], settings: Measure
 ) -> Measurements:
     """Time every file of each runtime, interleaved with that runtime's teacher, for each thread count."""
-    items = []
+    items: list[Measurement] = []
     for runtime in dict.fromkeys(result.runtime for result, _ in exports):
         group = [candidate(r, f, d) for r, d in exports if r.runtime == runtime for f in r.files]
         for threads in settings.threads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,8 @@ from torch import nn
 from distilledge.targets.base import FloatArray, Uint8Array
 from distilledge.targets.ondevice.preprocess import InputSpec
 
-Mistake = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
+Pixels = npt.NDArray[np.floating[Any]]
+Mistake = Callable[[Pixels, Pixels, Pixels], Pixels]
 """(N, H, W, 3) of 0..255, mean and std of 0..1 -> what a wrong graph would feed to the model, NHWC."""
 
 MISTAKES: dict[str, Mistake] = {
@@ -35,7 +37,7 @@ def logits_of(tensors: Mapping[str, FloatArray]) -> FloatArray:
 @torch.inference_mode()
 def preprocess_mistake(model: nn.Module, images: Uint8Array, spec: InputSpec, got: FloatArray) -> str | None:
     """The mistake of ``MISTAKES`` that explains the file's logits (relative difference below 2 %), or None."""
-    mean, std = np.float32(spec.mean), np.float32(spec.std)
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
     pixels = images.astype(np.float32)
     for name, mistake in MISTAKES.items():
         wrong = mistake(pixels, mean, std).astype(np.float32)
@@ -47,7 +49,7 @@ def preprocess_mistake(model: nn.Module, images: Uint8Array, spec: InputSpec, go
     return None
 
 
-def sqnr_db(reference: npt.NDArray[np.floating], other: npt.NDArray[np.floating]) -> float:
+def sqnr_db(reference: Pixels, other: Pixels) -> float:
     """Signal to noise of ``other`` against ``reference`` in dB; 200 where they are equal."""
     noise = float(np.square(reference.astype(np.float64) - other).sum())
     signal = float(np.square(reference.astype(np.float64)).sum())

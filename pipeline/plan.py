@@ -38,9 +38,11 @@ def _previous(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _row(recipe: Recipe, store: Store, step: Step, before: dict[str, Any] | None) -> PlanRow:
-    if store.probe(step.kind, step.fingerprint):
+    damaged = store.damage(step.kind, step.fingerprint)
+    if damaged is None and store.probe(step.kind, step.fingerprint):
         return PlanRow(step.name, True, "inputs unchanged", 0.0)
-    reason = explain(step.kind, step.inputs, before["inputs"] if before else None)
+    previous = before["inputs"] if before else store.nearest(step.kind, step.inputs)
+    reason = f"artefact damaged: {damaged}" if damaged else explain(step.kind, step.inputs, previous)
     seconds = before["seconds"] if before else _estimate(recipe, step)
     return PlanRow(step.name, False, reason, seconds)
 
@@ -71,5 +73,5 @@ def _pictures(recipe: Recipe) -> int | None:
         return int(6 * recipe.data.synthetic.per_class * recipe.data.splits.train)
     from distilledge.pipeline.data.describe import describe
 
-    total = describe(Path(recipe.data.path)).get("pictures")
+    total = describe(recipe.data.path).get("pictures")
     return None if total is None else int(total * recipe.data.splits.train)

@@ -23,6 +23,7 @@ from distilledge.pipeline.record import (
     RunRecord,
     Sample,
     Scores,
+    Split,
     Splits,
     StageRecord,
     Verdicts,
@@ -59,7 +60,7 @@ class Chain:
         value: Splits = self.done["data"].value
         return value
 
-    def samples(self, split: str) -> list[Sample]:
+    def samples(self, split: Split) -> list[Sample]:
         return read_samples(self.done["data"].path, split)
 
     @property

@@ -15,6 +15,7 @@ from distilledge.models.errors import RejectedError
 from distilledge.pipeline.data.content import content_hash, unlabelled_hash
 from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.recipe import ExportTarget, Recipe, Student, Teacher
+from distilledge.pipeline.record import Role
 from distilledge.pipeline.store import fingerprint
 
 VERSIONS = {
@@ -47,7 +48,8 @@ class Step(NamedTuple):
     kind: str
     inputs: dict[str, Any]
     fingerprint: str
-    role: str = ""
+    role: Role = "student"
+    """Of training, export and predict steps."""
     runtime: str = ""
     optional: bool = False
 
@@ -66,11 +68,11 @@ def package_versions(names: tuple[str, ...]) -> dict[str, str]:
 def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     """The whole chain of a recipe, top to bottom. Hashes the data's and the weights' bytes; builds nothing."""
     data = _step("data", "data", _data_inputs(recipe))
-    teacher = _step("teacher", "teacher", _teacher_inputs(recipe, data))
+    teacher = _step("teacher", "teacher", _teacher_inputs(recipe, data), role="teacher")
     student = _step("student", "student", _student_inputs(recipe, data, teacher))
     trained = [teacher, student]
     if recipe.distill.control:
-        trained.append(_step("control", "control", _control_inputs(recipe, data)))
+        trained.append(_step("control", "control", _control_inputs(recipe, data), role="control"))
     exports = [e for step in trained for e in _exports(recipe, data, step)]
     verify = _step("verify", "verify", _downstream(recipe, data, exports, "verify"))
     measured = [e for e in exports if e.role != "control"]
@@ -91,9 +93,9 @@ def file_hash(path: Path) -> str:
 
 
 def _step(
-    name: str, kind: str, inputs: dict[str, Any], *, role: str = "", runtime: str = "", optional: bool = False
+    name: str, kind: str, inputs: dict[str, Any], *, role: Role = "student", runtime: str = "", optional: bool = False
 ) -> Step:
-    return Step(name, kind, inputs, fingerprint(kind, VERSIONS[kind], inputs), role or name, runtime, optional)
+    return Step(name, kind, inputs, fingerprint(kind, VERSIONS[kind], inputs), role, runtime, optional)
 
 
 def _data_inputs(recipe: Recipe) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget) -> 
         "packages": package_versions(RUNTIME_PACKAGES[target.runtime]),
     }
     name = f"export-{trained.name}-{target.runtime}"
-    return _step(name, "export", inputs, role=trained.name, runtime=target.runtime, optional=target.optional)
+    return _step(name, "export", inputs, role=trained.role, runtime=target.runtime, optional=target.optional)
 
 
 def _downstream(recipe: Recipe, data: Step, exports: list[Step], part: str) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def probes(spec: InputSpec) -> Uint8Array:
 
 def normalise(images: Uint8Array, spec: InputSpec) -> torch.Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float32, the contract's own arithmetic."""
-    scaled = (images.astype(np.float32) / 255.0 - np.float32(spec.mean)) / np.float32(spec.std)
+    scaled = (images.astype(np.float32) / 255.0 - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
 
 
