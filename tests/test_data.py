@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,14 +22,14 @@ from PIL import Image
 
 from distilledge.models.errors import RejectedError, ResourceError, UsageError
 from distilledge.pipeline.data import duplicates, pictures, splits
-from distilledge.pipeline.data.content import content_hash
+from distilledge.pipeline.data.content import content_hash, location
 from distilledge.pipeline.data.describe import describe
 from distilledge.pipeline.data.formats import FORMATS, detect, list_unlabelled, listing
 from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.data.prepare import prepare
 from distilledge.pipeline.data.synthetic import DEFECTS, SHOTS, picture
 from distilledge.pipeline.recipe import Columns, Data, MaxBad, SplitFractions, Synthetic
-from distilledge.pipeline.record import Split, data_root, read_samples
+from distilledge.pipeline.record import Split, Splits, data_root, read_samples
 from distilledge.targets.ondevice.preprocess import InputSpec
 
 SPEC = InputSpec(height=1, width=1)
@@ -43,7 +44,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def run(data: Data, out: Path, seed: int = 0):
+def run(data: Data, out: Path, seed: int = 0) -> Splits:
     out.mkdir(exist_ok=True)
     return prepare(data, bit_depth=8, seed=seed, out=out)
 
@@ -178,6 +179,34 @@ def test_describe(tmp_path: Path, generated: Path) -> None:
     assert found["columns"] == {"path": "file", "label": "class"}
     assert (found["splits"], found["groups"]) == (["train"], 18)
     assert describe("synthetic")["classes"] == sorted(DEFECTS)
+
+
+def test_describe_opens_a_datasets_directory_without_unpacking(tmp_path: Path) -> None:
+    listing(SMALL, tmp_path / "source")
+    data = as_huggingface(tmp_path / "source", tmp_path / "data")
+    found = describe(tmp_path / "data")
+    assert data.path == str(tmp_path / "data")
+    assert (found["format"], found["pictures"], found["modes"]) == ("huggingface", 72, {"RGB": 50})
+    assert found["counts"]["all"] == dict.fromkeys(sorted(DEFECTS), 12)
+
+
+def test_location_is_the_root_of_the_result(tmp_path: Path, generated: Path) -> None:
+    folder = Data(path=str(generated / "images"), calibration=12)
+    for data in (folder, SMALL):
+        assert location(data) == run(data, tmp_path / "out").root
+
+
+def test_a_failed_audit_is_left_where_it_survives(tmp_path: Path, generated: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(generated / "images", root)
+    (root / "good/empty.png").write_bytes(b"")
+    for name in ("out", "kept"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(RejectedError, match="empty file") as caught:
+        prepare(Data(path=str(root)), bit_depth=8, seed=0, out=tmp_path / "out", failed=tmp_path / "kept")
+    assert str(tmp_path / "kept/bad_files.jsonl") in caught.value.hint
+    assert {p.name for p in (tmp_path / "kept").iterdir()} == {"audit.json", "bad_files.jsonl"}
+    assert not list((tmp_path / "out").iterdir())
 
 
 # Splits

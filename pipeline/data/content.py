@@ -34,6 +34,17 @@ def content_hash(data: Data) -> str:
     return _hash_files(path, folder_paths(path))
 
 
+def location(data: Data) -> str:
+    """The ``Splits.root`` that the data stage will record: not part of the content, but a result that names it is stale
+    where the data has moved.
+    """
+    kind = detect(data)
+    if kind in ("synthetic", "huggingface"):
+        return "."
+    path = Path(expand(data.path))
+    return str((find(path).parent if kind == "manifest" else path).resolve())
+
+
 def unlabelled_hash(path: str) -> str:
     """The same of a folder without labels."""
     source = list_unlabelled(path)

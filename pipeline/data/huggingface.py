@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from distilledge.models.errors import RejectedError
 from distilledge.pipeline.data.listing import SPLIT_NAMES, Listing, Row, closest, expand, shown
@@ -31,6 +31,14 @@ Part = tuple[Split | None, Any]
 """A split, None where the data set has none, and its ``datasets.Dataset``."""
 
 
+class Meaning(NamedTuple):
+    """What a row says of its picture."""
+
+    label: str | None
+    group: str | None
+    split: Split | None
+
+
 def huggingface(data: Data, out: Path) -> Listing:
     """Writes every picture, byte for byte, to ``out/images/<split>/<number>``. Labels are taken by their names."""
     rows: list[Row] = []
@@ -38,12 +46,23 @@ def huggingface(data: Data, out: Path) -> Listing:
         image, label = _columns(part, data.columns)
         folder = Path("images") / (split or "all")
         (out / folder).mkdir(parents=True, exist_ok=True)
-        for number, row in enumerate(_rows(part, image, label, data.columns)):
-            content, name, group, own = row
+        for number, (content, meaning) in enumerate(_rows(part, image, label, data.columns)):
             path = folder / f"{number:07d}{SUFFIXES.get(content[:2], '.bin')}"
             (out / path).write_bytes(content)
-            rows.append(Row(path.as_posix(), name, group, split or own))
+            rows.append(Row(path.as_posix(), meaning.label, meaning.group, split or meaning.split))
     return Listing("huggingface", out.resolve(), sorted(rows), shown(data.path), unpacked=True)
+
+
+def peek(data: Data, most: int) -> tuple[list[Row], list[bytes]]:
+    """Every row, without a picture file of its own, and the content of the first ``most`` pictures of each split."""
+    rows, contents = [], []
+    for split, part in open_parts(data):
+        image, label = _columns(part, data.columns)
+        meanings = _meanings(part.remove_columns([image]), label, data.columns)
+        rows += [Row("", meaning.label, meaning.group, split or meaning.split) for meaning in meanings]
+        first = part.select(range(min(most, len(part))))
+        contents += [content for content, _ in _rows(first, image, label, data.columns)]
+    return rows, contents
 
 
 def open_parts(data: Data) -> list[Part]:
@@ -106,23 +125,29 @@ def _columns(part: Any, columns: Columns) -> tuple[str, str]:
     return image, label
 
 
-def _rows(
-    part: Any, image: str, label: str, columns: Columns
-) -> Iterator[tuple[bytes, str | None, str | None, Split | None]]:
-    """(file content, label name, group, own split) of each row, one in memory at a time."""
+def _rows(part: Any, image: str, label: str, columns: Columns) -> Iterator[tuple[bytes, Meaning]]:
+    """File content and meaning of each row, one in memory at a time."""
+    import datasets
+
+    meanings = _meanings(part.remove_columns([image]), label, columns)
+    stored = part.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    for row, meaning in zip(stored, meanings, strict=True):
+        content = row[image]["bytes"] if row[image] else b""
+        yield (_file(row[image]["path"]) if content is None else content), meaning
+
+
+def _meanings(part: Any, label: str, columns: Columns) -> Iterator[Meaning]:
     import datasets
 
     names = part.features[label].names if isinstance(part.features[label], datasets.ClassLabel) else None
-    for row in part.cast_column(image, datasets.Image(decode=False)):
-        content = row[image]["bytes"] if row[image] else b""
-        if content is None:
-            content = _file(row[image]["path"])
-        value = row[label]
+    for row in part:
+        value, group, own = row[label], row.get(columns.group), row.get(columns.split)
         missing = value is None or (names is not None and value < 0)
-        name = None if missing else names[value] if names else str(value)
-        group = row.get(columns.group)
-        own = row.get(columns.split)
-        yield content, name, None if group is None else str(group), _split(str(own), columns.split) if own else None
+        yield Meaning(
+            None if missing else names[value] if names else str(value),
+            None if group is None else str(group),
+            _split(str(own), columns.split) if own else None,
+        )
 
 
 def _file(path: str) -> bytes:

@@ -35,8 +35,12 @@ class Alike(NamedTuple):
     cut: bool
 
 
-def prepare(data: Data, *, bit_depth: int, seed: int, out: Path, unlabelled: str | None = None) -> Splits:
+def prepare(
+    data: Data, *, bit_depth: int, seed: int, out: Path, unlabelled: str | None = None, failed: Path | None = None
+) -> Splits:
     """Audits and splits the data set and chooses calibration pictures. Audit and bad files are written on failure too.
+
+    On failure they go to ``failed``, where that is given: a directory that outlives ``out``; messages name it.
 
     ``unlabelled`` is a folder whose pictures join as split ``unlabelled``; those that are also tested on are left out.
     Raises RejectedError (3) on data that cannot be used, GateFailedError (5) on leakage, ResourceError (9).
@@ -51,15 +55,15 @@ def prepare(data: Data, *, bit_depth: int, seed: int, out: Path, unlabelled: str
         min_size=data.min_size,
     )
     source = listing(data, out)
+    report = out if failed is None else failed
     findings = list(source.notes)
     looked = Looked([], [], [])
     try:
         rows = _labelled(source) + (_extra_rows(unlabelled, findings) if unlabelled else [])
         looked = _look(source, rows, spec, data.workers)
         findings += audit.describe_pictures(looked.rows, looked.facts)
-        _write_lines(out / "bad_files.jsonl", (bad._asdict() for bad in looked.bad))
         audit.refuse(looked.bad)
-        findings += audit.check_bad(looked.bad, rows, data.max_bad, shown(out / "bad_files.jsonl"))
+        findings += audit.check_bad(looked.bad, rows, data.max_bad, shown(report / "bad_files.jsonl"))
         looked = _settle(looked, data, findings)
         alike = _alike(source, looked, spec, data)
         findings += audit.check_leakage(looked.rows, looked.facts, alike.copies, allowed=data.allow_leakage)
@@ -69,11 +73,9 @@ def prepare(data: Data, *, bit_depth: int, seed: int, out: Path, unlabelled: str
         findings += more
     except DistilledgeError as error:
         findings.append(Finding(kind=error.code, severity="error", count=1, message=error.what))
+        _write_audit(report, findings, looked)
         raise
-    finally:
-        content = audit.summary(findings, looked.rows, looked.facts, len(looked.bad))
-        (out / "audit.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-        _write_lines(out / "bad_files.jsonl", (bad._asdict() for bad in looked.bad))
+    _write_audit(out, findings, looked)
     return _record(source, looked, chosen, findings, out)
 
 
@@ -207,6 +209,12 @@ def _record(source: Listing, looked: Looked, chosen: set[int], findings: Sequenc
         synthetic=source.synthetic,
         warnings=tuple(f.message for f in findings if f.severity == "warning"),
     )
+
+
+def _write_audit(folder: Path, findings: Sequence[Finding], looked: Looked) -> None:
+    content = audit.summary(findings, looked.rows, looked.facts, len(looked.bad))
+    (folder / "audit.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    _write_lines(folder / "bad_files.jsonl", (bad._asdict() for bad in looked.bad))
 
 
 def _hash(items: Sequence[tuple[str, ...]]) -> str:
