@@ -32,6 +32,9 @@ app = typer.Typer(
 WORK = Path("distilledge-work")
 RecipePath = Annotated[Path, typer.Argument(help="Recipe (.yaml), or the name of one that comes with distilledge.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field of the recipe.")]
+PIPED_WIDTH = 200
+"""Columns of a table that no terminal shows."""
+
 NO_OVERRIDES: list[str] = []
 Work = Annotated[Path, typer.Option("--work", help="Where the store and the runs lie.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="The recipe shrunk by its own `smoke` block.")]
@@ -253,8 +256,8 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     table = Table(*head, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 160)
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    Console(width=width).print(table)
 
 
 def _duration(seconds: float | None) -> str:
@@ -274,11 +277,22 @@ def _errors() -> Iterator[None]:
             raise
         typer.echo(str(error), err=True)
         sys.exit(error.exit_code)
+    except (ImportError, RuntimeError) as error:
+        from distilledge.pipeline.doctor import explain
+
+        mismatch = explain(error)
+        if mismatch is None or debug:
+            raise
+        typer.echo(str(mismatch), err=True)
+        sys.exit(mismatch.exit_code)
 
 
 def main() -> None:
     """Entry point of the ``distilledge`` command."""
     from distilledge.pipeline.interrupt import Interrupted
+    from distilledge.targets.telemetry import switch_off
+
+    switch_off()
 
     try:
         with _errors():

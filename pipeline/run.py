@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from distilledge.models.errors import DistilledgeError, GateFailedError, InconclusiveError, MissingPackageError
+from distilledge.models.errors import GateFailedError, InconclusiveError, MissingPackageError
 from distilledge.pipeline.failpoints import failpoint
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import (
@@ -311,11 +310,3 @@ def _raise_verdict(chain: Chain) -> None:
             f"the test set is too small to decide: {', '.join(undecided)}",
             "add test pictures, or widen `budgets`",
         )
-
-
-def read_record(directory: Path) -> RunRecord:
-    """The record of the last run in a run directory."""
-    path = directory / "run.json"
-    if not path.is_file():
-        raise DistilledgeError("E1001", f"no run in {directory}")
-    return RunRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
