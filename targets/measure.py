@@ -152,14 +152,14 @@ def measure(  # noqa: PLR0913 (a protocol's settings, all by keyword)
 
 
 def interleave(lanes: Sequence[Lane], samples: float, seconds: float) -> None:
-    """Blocks in turn until each lane has reached the goal.
+    """Blocks in turn, at least one of each, until each lane has reached the goal.
 
     A lane that needs less time than the slowest is passed over while it is ahead by more than a block, so that all
     lanes end together and each is spread over the whole time.
     """
     while True:
         shares = [lane.progress.share(samples, seconds) for lane in lanes]
-        if min(shares) >= 1:
+        if min(shares) >= 1 and all(lane.latency_ns for lane in lanes):
             return
         behind = min(shares)
         for lane, share in zip(lanes, shares, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,10 @@ PACKAGES = {"PIL": "pillow", "ai_edge_litert": "ai-edge-litert", "tflite_runtime
 """Module -> distribution, where the names differ."""
 REFUSALS = ("SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE")
 """Signals by which a runtime dies of its model or of the CPU."""
+
+
+CHATTER = re.compile(r"INFO|WARNING|[IWE]\d{4} ")
+"""Lines that runtimes print on stderr without being asked."""
 
 
 class WorkerHandle(Protocol):
@@ -71,7 +76,7 @@ class Device(Protocol):
 
 def refusal(answer: Message) -> DistilledgeError:
     """The error that a worker's error record means."""
-    kind, text, op = answer.get("kind"), str(answer.get("text", "")), answer.get("op")
+    kind, text, op = answer.get("kind"), " ".join(str(answer.get("text", "")).split()), answer.get("op")
     if kind == "integrity":
         return IntegrityError("E7020", text, "export the model again; the file changed after it was made")
     if kind == "picture":
@@ -105,5 +110,5 @@ def vanished(code: int | None, doing: str, stderr: str) -> DeviceError:
 
 
 def _last_words(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in stderr.splitlines() if line.strip() and not CHATTER.match(line)]
     return f": {lines[-1][:300]}" if lines else ""

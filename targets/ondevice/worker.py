@@ -68,6 +68,7 @@ class Worker:
 
     def load(self, request: Message) -> Message:
         """``files``, ``sha256``, ``runtime``, ``threads``, ``precision`` -> times, version, execution precision."""
+        self._session, self._calls = None, []
         check_integrity(request["files"], request["sha256"])
         imported = time.perf_counter_ns()
         import_runtime(request["runtime"])
@@ -96,6 +97,8 @@ class Worker:
     def block(self, request: Message) -> Message:
         """Time ``n`` inferences after ``lead`` untimed ones."""
         calls = self._calls
+        if not calls:
+            raise ValueError("no pictures are loaded")
         for call in islice(cycle(calls), request.get("lead", 0)):
             call()
         gc.collect()
@@ -131,8 +134,8 @@ class Worker:
 
     def score(self, request: Message) -> Message:
         """Write the logits of ``files`` to ``out``, a .npy of float32 (N, classes), in one step."""
-        spec, start = InputSpec.from_dict(request["spec"]), time.perf_counter()
-        rows = [self._loaded.run(preprocess(path, spec)[None])[0] for path in self._progressing(request["files"])]
+        spec, session, start = InputSpec.from_dict(request["spec"]), self._loaded, time.perf_counter()
+        rows = [session.run(preprocess(path, spec)[None])[0] for path in self._progressing(request["files"])]
         write_array(request["out"], np.stack(rows))
         return {"shape": [len(rows), len(rows[0])], "seconds": time.perf_counter() - start}
 
