@@ -146,8 +146,8 @@ def _scratch(part: np.random.Generator, size: int) -> Plane:
         bow = float(part.uniform(-0.3, 0.3)) * along**2
         x = part.uniform(0.35, 0.65) + along * np.cos(angle) - bow * np.sin(angle)
         y = part.uniform(0.35, 0.65) + along * np.sin(angle) + bow * np.cos(angle)
-        lines.append((np.stack([x, y], 1).astype(np.float32), float(part.uniform(0.010, 0.018))))
-    bright = _strokes(size, lines)
+        lines.append((np.stack([x, y], 1).astype(np.float32), float(part.uniform(0.013, 0.021))))
+    bright = np.float32(1.2) * _strokes(size, lines)
     shadow: Plane = np.roll(bright, max(1, size // 64), 0)
     return bright - np.float32(0.4) * shadow
 
