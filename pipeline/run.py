@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from distilledge.models.errors import GateFailedError, InconclusiveError, MissingPackageError
+from distilledge.pipeline.data.content import location
 from distilledge.pipeline.failpoints import failpoint
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import (
@@ -56,8 +57,9 @@ class Chain:
 
     @property
     def splits(self) -> Splits:
+        """With the place where the pictures lie now: the store knows them by content, they may have moved."""
         value: Splits = self.done["data"].value
-        return value
+        return value.model_copy(update={"root": location(self.recipe.data)})
 
     def samples(self, split: Split) -> list[Sample]:
         return read_samples(self.done["data"].path, split)
@@ -139,11 +141,11 @@ def _run_step(chain: Chain, step: Step) -> None:
     failpoint(f"{step.kind}.built")
 
 
-def _data(chain: Chain, _step: Step, out: Path, _partial: Path) -> Splits:
+def _data(chain: Chain, _step: Step, out: Path, partial: Path) -> Splits:
     from distilledge.pipeline.data.prepare import prepare
 
     recipe = chain.recipe
-    return prepare(recipe.data, bit_depth=recipe.student.input.bit_depth, seed=recipe.seed, out=out)
+    return prepare(recipe.data, bit_depth=recipe.student.input.bit_depth, seed=recipe.seed, out=out, failed=partial)
 
 
 def _teacher(chain: Chain, _step: Step, out: Path, partial: Path) -> Checkpoint:

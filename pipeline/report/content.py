@@ -10,6 +10,7 @@ import numpy as np
 
 from distilledge.models.base import Value
 from distilledge.pipeline import gate
+from distilledge.pipeline.data.content import location
 from distilledge.pipeline.gate import Evidence
 from distilledge.pipeline.record import (
     Checkpoint,
@@ -88,7 +89,7 @@ def _read_stages(run: RunRecord) -> _Stages:
     trained = [_read(run, role, Checkpoint) for role in ("teacher", "student", "control")]
     exports = [_read(run, name, ExportResult) for name in names if name.startswith("export-")]
     return _Stages(
-        splits=_require(run, "data", Splits),
+        splits=_require(run, "data", Splits).model_copy(update={"root": location(run.recipe.data)}),
         checkpoints=tuple(c for c in trained if c is not None),
         exports=tuple(e for e in exports if e is not None),
         parities=_read(run, "verify", Parities) or Parities(items=()),
