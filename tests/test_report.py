@@ -15,6 +15,7 @@ import pytest
 from made_run import CLASSES, MadeRun
 
 from distilledge.pipeline.recipe import Budget, Recipe
+from distilledge.pipeline.record import ExportResult
 from distilledge.pipeline.report import figures, svg
 from distilledge.pipeline.report.content import collect
 from distilledge.pipeline.report.html import page
@@ -213,9 +214,11 @@ def test_a_run_without_control_verify_and_measure_is_still_reported(tmp_path: Pa
 
 
 def test_a_target_that_was_left_out_is_named(tmp_path: Path):
-    content = collect(MadeRun(tmp_path, RECIPE).everything(runtimes=("onnx", "openvino")))
-    assert content.left_out == ("tflite: not exported",)
-    assert "Left out: tflite: not exported" in page(content)
+    record = MadeRun(tmp_path, RECIPE).everything(runtimes=("onnx", "openvino"))
+    failed = ExportResult(role="student", runtime="tflite", files=(), error="error[E4001] no <litert-torch>")
+    content = collect(record.model_copy(update={"failed": (failed,)}))
+    assert content.left_out == ("tflite: not exported: error[E4001] no <litert-torch>",)
+    assert "Left out: tflite: not exported: error[E4001] no &lt;litert-torch&gt;" in page(content)
 
 
 def test_groups_are_counted(tmp_path: Path):
