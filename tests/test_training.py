@@ -23,6 +23,7 @@ from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.interrupt import Interrupted
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import Checkpoint, Sample, Splits
+from distilledge.pipeline.training import many
 from distilledge.pipeline.training.distill import distill
 from distilledge.pipeline.training.events import ProgressEvent, silent
 from distilledge.pipeline.training.learner import Learner
@@ -486,3 +487,31 @@ def test_compiled_training_runs(data: Path, tmp_path: Path) -> None:
     fields["student"]["model"] = "test_vit"
     found = control(data, tmp_path, Recipe.model_validate(fields))
     assert set(weights(folders(tmp_path)[0])) == set(checkpoints.load(found, folders(tmp_path)[0]).state_dict())
+
+
+# --- many processes
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(
+    teacher: tuple[Checkpoint, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over gloo on the CPU; a GPU would be another backend of the same code."""
+    made = recipe(student={"epochs": 1, "max_grad_norm": None, "ema": 0.9}).model_dump(by_alias=True)
+    made["student"]["model"] = "test_vit"
+    one, two = (folders(tmp_path, name) for name in "ab")
+    distill(Recipe.model_validate(made), SPLITS_VALUE, data, *teacher, *one, silent)
+    monkeypatch.setattr(many, "process_count", lambda settings: 1 if "LOCAL_RANK" in os.environ else 2)
+    events: list[ProgressEvent] = []
+    found = distill(Recipe.model_validate(made), SPLITS_VALUE, data, *teacher, *two, events.append)
+    assert [event.step for event in events] == [1, 2, 3, 4, 5]
+    checkpoints.load(found, two[0])
+    for key, value in weights(one[0]).items():
+        torch.testing.assert_close(value, weights(two[0])[key], rtol=1e-3, atol=5e-4)
+
+
+@pytest.mark.slow
+def test_a_refusal_in_a_process_is_the_parent_s(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many, "process_count", lambda settings: 2)
+    with pytest.raises(MissingPackageError, match="fp16 needs a GPU"):
+        control(data, tmp_path, recipe(student={"precision": "fp16", "device": "cpu"}))

@@ -14,6 +14,7 @@ from distilledge.models.losses_total import DistillationLoss, Term
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import Checkpoint, Sample, Splits, read_samples
+from distilledge.pipeline.training import many
 from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.objective import Guide, Objective
 from distilledge.pipeline.training.stage import Stage, class_weights, new_model, run_stage
@@ -37,6 +38,19 @@ def distill(
 
     Pictures without labels (of the data, and of ``distill.unlabelled``) are added where there is a teacher.
     """
+    processes = many.process_count(recipe.student.training)
+    if processes > 1:
+        job = many.Job(
+            stage="student",
+            recipe=recipe,
+            splits=splits,
+            data_dir=data_dir,
+            teacher=teacher,
+            teacher_dir=teacher_dir,
+            out=out,
+            partial=partial,
+        )
+        return many.launch(job, processes, report)
     stage = Stage("student" if teacher else "control", recipe, splits, data_dir, out, partial, report)
     view_size = max(recipe.teacher.input.size, recipe.student.input.size)
     samples = stage.train_samples
