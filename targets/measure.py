@@ -163,7 +163,7 @@ def interleave(lanes: Sequence[Lane], samples: float, seconds: float) -> None:
             return
         behind = min(shares)
         for lane, share in zip(lanes, shares, strict=True):
-            if share - behind <= lane.last_block.share(samples, seconds):
+            if not lane.latency_ns or share - behind <= lane.last_block.share(samples, seconds):
                 lane.time()
 
 

@@ -254,7 +254,7 @@ def test_unequal_models_end_together(pictures: list[str]) -> None:
     st.floats(0, 20),
     st.integers(1, 4),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_model_reaches_samples_and_seconds(
     tmp_path_factory: pytest.TempPathFactory, costs: list[float], samples: int, seconds: float, launches: int
 ) -> None:
