@@ -104,6 +104,8 @@ def _input(spec: Input) -> Found:
         yield f"std {spec.std} is not of RGB in 0..1", "divide it by 255"
     if not all(0 <= c <= 255 for c in spec.alpha_background):
         yield f"alpha_background {spec.alpha_background} is no colour", "use three numbers in 0..255"
+    if spec.interpolation == "lanczos" and not spec.antialias:
+        yield "interpolation lanczos needs antialias", "set antialias: true, or use bicubic"
 
 
 def _trainings(recipe: Recipe) -> Found:

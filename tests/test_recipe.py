@@ -202,6 +202,7 @@ def checked(folder: Path, *overrides: str) -> UsageError:
         ("teacher.input.alpha_background=[0, 0, 256]", "no colour", "0..255"),
         ("student.input.bit_depth=12", "bit_depth differ", "equal"),
         ("student.training.warmup_epochs=11", "warmup_epochs 11 exceeds epochs 10", "lower"),
+        ("student.input={interpolation: lanczos, antialias: false}", "lanczos needs antialias", "bicubic"),
         ("student.training.augment.crop_scale=[1, 0.5]", "from 1 down to 0.5", "smaller number first"),
         ("export.targets=[]", "export.targets is empty", "runtime"),
         ("export.targets=[{runtime: onnx}, {runtime: onnx}]", "names onnx 2 times", "join"),
