@@ -26,6 +26,9 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8dyn", "w8a8")
 OPSET = 18
 """The lowest that torch's exporter writes without down-conversion: the widest choice of runtimes on devices."""
 
+DEQUANTISED = "_DequantizeLinear_Output"
+"""What ONNX Runtime's quantizer appends to the name of a tensor behind its Q/DQ pair."""
+
 NOT_ARITHMETIC = {
     *("Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Slice", "Split", "Gather", "Shape"),
     *("Constant", "Identity", "Expand", "Pad", "ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear"),
@@ -111,7 +114,9 @@ def session(path: Path | bytes, *, optimise: bool = True) -> ort.InferenceSessio
 def tensors(path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, FloatArray]:
     """Every float32 tensor in graph order, one picture at a time, stacked; see ``Target.tensors``.
 
-    Marking a tensor as an output keeps ONNX Runtime from fusing it away: ``optimise`` shows all that is not a fusion.
+    Where a tensor is quantised and de-quantised, what comes out counts: the quantizer leaves it to that to clip as the
+    removed ReLU did. Marking a tensor as an output keeps ONNX Runtime from fusing it away: ``optimise`` shows all that
+    is not a fusion.
     """
     proto = onnx.shape_inference.infer_shapes(onnx.load(path))
     float32 = {v.name for v in proto.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
@@ -121,7 +126,10 @@ def tensors(path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, Floa
     run = session(proto.SerializeToString(), optimise=optimise)
     source = run.get_inputs()[0].name
     rows = [run.run(names, {source: images[i : i + 1]}) for i in range(len(images))]
-    return {name: np.stack([row[k] for row in rows]) for k, name in enumerate(names)}
+    found = {name: np.stack([row[k] for row in rows]) for k, name in enumerate(names)}
+    quantised = [name for name in names if name.endswith(DEQUANTISED)]
+    found.update({name.removesuffix(DEQUANTISED): found.pop(name) for name in quantised})
+    return found
 
 
 def computed(graph: onnx.GraphProto) -> list[str]:

@@ -21,7 +21,6 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from distilledge.targets.base import Uint8Array
 
-
 WITH_WEIGHTS = ["Conv", "MatMul", "Gemm"]
 
 
@@ -39,8 +38,9 @@ class Pictures(CalibrationDataReader):  # type: ignore[misc]
 def static_int8(fp32: Path, path: Path, pictures: Sequence[Uint8Array]) -> str:
     """QDQ, uint8 activations, int8 weights per channel: the fast one on x86 (S8S8 is 2 to 5 times slower there).
 
-    With attention, only layers with weights become int8, and their results stay float: else Softmax and the products of
-    activations become int8 too, which is slower (35 ms against 24, DeiT-Tiny) and less true (cosine 0.954 against 0.991).
+    With attention, only layers with weights become int8, and their results stay float: else Softmax and the products
+    of activations become int8 too, which is slower (35 ms against 24, DeiT-Tiny) and less true (cosine 0.954 against
+    0.991).
     """
     source = onnx.load(fp32).graph.input[0].name
     with TemporaryDirectory() as folder:
@@ -61,8 +61,16 @@ def static_int8(fp32: Path, path: Path, pictures: Sequence[Uint8Array]) -> str:
             nodes_to_exclude=[*normalisation(graph), *(without_weights(graph) if attention else ())],
             extra_options={"OpTypesToExcludeOutputQuantization": WITH_WEIGHTS if attention else ["Gemm"]},
         )
+    drop_marks(path)
     scope = ", layers with weights only" if attention else ""
     return f"QDQ U8S8 per channel, MinMax, {len(pictures)} pictures{scope}"
+
+
+def drop_marks(path: Path) -> None:
+    """Remove the notes that the quantizer leaves itself in the metadata."""
+    proto = onnx.load(path)
+    del proto.metadata_props[:]
+    onnx.save(proto, path)
 
 
 def without_weights(graph: onnx.GraphProto) -> Iterator[str]:
@@ -94,6 +102,7 @@ def dynamic_int8(fp32: Path, path: Path) -> str:
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
+    drop_marks(path)
     return "dynamic int8 of MatMul and Gemm, weights per channel"
 
 

@@ -83,7 +83,7 @@ def compress(
     with converting(f"{fp32.name} to {path.name}"):
         from distilledge.targets.openvino_quantize import compress_to_int8, quantize  # NNCF: seconds, and it talks
 
-        model, words = ov.Core().read_model(fp32), "as exported"
+        model, words = read_model(fp32), "as exported"
         match precision:
             case "fp16":
                 words = "float16 weights; arithmetic in the precision the device is told to use"
@@ -96,13 +96,17 @@ def compress(
     return path, words
 
 
+def read_model(path: Path) -> ov.Model:
+    return ov.Core().read_model(path)
+
+
 def embed_metadata(path: Path, metadata: dict[str, str]) -> None:
     """Write rt_info, and the hash of the weights file so that a strange ``.bin`` is noticed.
 
     Saved twice, beside (the hash is of the saved ``.bin``, which does not depend on rt_info), then moved into place:
     OpenVINO maps the ``.bin`` it has read, and deletes both files when a write fails.
     """
-    model, entries = ov.Core().read_model(path), read_metadata(path) | metadata
+    model, entries = read_model(path), read_metadata(path) | metadata
     beside = path.with_name(f"{path.stem}.tmp.xml")
     ov.save_model(model, beside, compress_to_fp16=False)
     entries[WEIGHTS_SHA256] = file_sha256(beside.with_suffix(".bin"))
@@ -113,13 +117,22 @@ def embed_metadata(path: Path, metadata: dict[str, str]) -> None:
     beside.replace(path)
 
 
+def weights_sha256(model: ov.Model) -> str | None:
+    """What ``embed_metadata`` wrote of the weights file; None for files of others."""
+    return (
+        str(model.get_rt_info([SECTION, WEIGHTS_SHA256]).value)
+        if model.has_rt_info([SECTION, WEIGHTS_SHA256])
+        else None
+    )
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    model = ov.Core().read_model(path)
+    model = read_model(path)
     if not model.has_rt_info([SECTION]):
         return {}
     entries = {key: str(value) for key, value in model.get_rt_info([SECTION]).value.items()}
@@ -138,7 +151,7 @@ def tensors(path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, Floa
     ``optimise`` changes nothing: the CPU plug-in cannot be told to leave a graph alone. A result for each operation
     keeps it from fusing most of them.
     """
-    model = ov.Core().read_model(path)
+    model = read_model(path)
     inner = [o for o in model.get_ordered_ops() if is_inner(o)]
     model.add_outputs([o.output(0) for o in inner])
     run = compiled(model).create_infer_request()

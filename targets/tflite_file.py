@@ -88,11 +88,15 @@ def read_graph(path: Path) -> Graph:
         operations.append(
             Operation(name, custom, indices(operation.InputsAsNumpy()), indices(operation.OutputsAsNumpy()))
         )
+    inputs, outputs = indices(graph.InputsAsNumpy()), indices(graph.OutputsAsNumpy())
+    named = {*inputs, *outputs, *(t for o in operations for t in (*o.inputs, *o.outputs))}
+    if max(named, default=0) >= graph.TensorsLength():
+        raise ValueError("it names a tensor that it does not hold")
     return Graph(
         tensors=tuple(tensor_info(graph.Tensors(i)) for i in range(graph.TensorsLength())),
         operations=tuple(operations),
-        inputs=indices(graph.InputsAsNumpy()),
-        outputs=indices(graph.OutputsAsNumpy()),
+        inputs=inputs,
+        outputs=outputs,
         buffer_bytes=sum(buffer_size(model.Buffers(i), len(content)) for i in range(model.BuffersLength())),
     )
 
