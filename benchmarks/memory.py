@@ -31,7 +31,7 @@ def child(folder: Path, pictures: int) -> None:
     recipe = make_recipe("mobilenetv1_025", 96, 32, epochs=1)
     for name in ("out", "partial"):
         (folder / name).mkdir()
-    distill(recipe, splits, data, None, None, folder / "out", folder / "partial", silent)
+    distill(recipe, splits, data, None, folder / "out", partial=folder / "partial", report=silent)
     print(json.dumps({"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 

@@ -172,7 +172,7 @@ def our_steps(recipe: Recipe, splits: Splits, data: Path, scratch: Path, step: C
     for folder in (out, partial):
         folder.mkdir(exist_ok=True)
     with contextlib.suppress(Enough):
-        distill(recipe, splits, data, None, None, out, partial, step)
+        distill(recipe, splits, data, None, out, partial=partial, report=step)
 
 
 def compare(subject: tuple[str, int, str], batch: int, steps: int) -> dict[str, Any]:

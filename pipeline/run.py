@@ -145,7 +145,14 @@ def _data(chain: Chain, _step: Step, out: Path, partial: Path) -> Splits:
     from distilledge.pipeline.data.prepare import prepare
 
     recipe = chain.recipe
-    return prepare(recipe.data, bit_depth=recipe.student.input.bit_depth, seed=recipe.seed, out=out, failed=partial)
+    return prepare(
+        recipe.data,
+        bit_depth=recipe.student.input.bit_depth,
+        seed=recipe.seed,
+        out=out,
+        unlabelled=recipe.distill.unlabelled,
+        failed=partial,
+    )
 
 
 def _teacher(chain: Chain, _step: Step, out: Path, partial: Path) -> Checkpoint:
@@ -162,11 +169,10 @@ def _student(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
         chain.recipe,
         chain.splits,
         chain.done["data"].path,
-        teacher.value if teacher else None,
-        teacher.path if teacher else None,
+        (teacher.value, teacher.path) if teacher else None,
         out,
-        partial,
-        chain.report,
+        partial=partial,
+        report=chain.report,
     )
 
 

@@ -100,12 +100,16 @@ def _step(
 
 def _data_inputs(recipe: Recipe) -> dict[str, Any]:
     fields = recipe.data.model_dump(mode="json", exclude={"cache", "workers", "path"})
-    return {
+    inputs = {
         "data": fields,
         "content": content_hash(recipe.data),
         "bit_depth": recipe.student.input.bit_depth,
         "seed": recipe.seed,
     }
+    if recipe.distill.unlabelled:
+        place = str(Path(expand(recipe.distill.unlabelled)).resolve())  # its pictures are recorded by absolute path
+        inputs["unlabelled"] = {"path": place, "content": unlabelled_hash(recipe.distill.unlabelled)}
+    return inputs
 
 
 def _model_inputs(model: Teacher | Student) -> dict[str, Any]:
@@ -138,8 +142,6 @@ def _teacher_inputs(recipe: Recipe, data: Step) -> dict[str, Any]:
 
 def _student_inputs(recipe: Recipe, data: Step, teacher: Step) -> dict[str, Any]:
     distill = recipe.distill.model_dump(mode="json", exclude={"control", "unlabelled"})
-    if recipe.distill.unlabelled:
-        distill["unlabelled"] = unlabelled_hash(recipe.distill.unlabelled)
     return {**_control_inputs(recipe, data), "teacher": teacher.fingerprint, "distill": distill}
 
 

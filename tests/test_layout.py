@@ -27,6 +27,7 @@ SPEAKERS = {
     "pipeline/cli": "the command line",
     "pipeline/progress.py": "its progress lines",
     "pipeline/data/pictures.py": "its child processes answer on stdout",
+    "pipeline/training/many.py": "its processes, one for each GPU, answer on stdout",
     ONDEVICE: "programs of their own",
 }
 BANNED_NAMES = {"utils.py", "util.py", "helpers.py", "helper.py", "misc.py", "common_utils.py"}

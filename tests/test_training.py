@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def folders(tmp_path: Path, name: str = "a") -> tuple[Path, Path]:
 
 def control(data: Path, tmp_path: Path, made: Recipe, name: str = "a", report: object = silent) -> Checkpoint:
     out, partial = folders(tmp_path, name)
-    return distill(made, SPLITS_VALUE, data, None, None, out, partial, report)
+    return distill(made, SPLITS_VALUE, data, None, out, partial=partial, report=report)
 
 
 def rows(out: Path) -> list[dict[str, float]]:
@@ -143,7 +144,7 @@ def test_weights_that_changed_are_refused(teacher: tuple[Checkpoint, Path], tmp_
 def test_student_is_taught_and_control_is_not(teacher: tuple[Checkpoint, Path], data: Path, tmp_path: Path) -> None:
     made = recipe(distill={"hard_weight": 0.0})
     out, partial = folders(tmp_path)
-    student = distill(made, SPLITS_VALUE, data, *teacher, out, partial, silent)
+    student = distill(made, SPLITS_VALUE, data, teacher, out, partial=partial, report=silent)
     alone = control(data, tmp_path, made, "b")
     assert (student.role, alone.role) == ("student", "control")
     assert student.weights_sha256 != alone.weights_sha256
@@ -154,28 +155,40 @@ def test_student_is_taught_and_control_is_not(teacher: tuple[Checkpoint, Path], 
 def test_every_loss_trains(loss: str, teacher: tuple[Checkpoint, Path], data: Path, tmp_path: Path) -> None:
     made = recipe(student={"epochs": 1}, distill={"losses": [{"name": loss}]})
     out, partial = folders(tmp_path)
-    found = distill(made, SPLITS_VALUE, data, *teacher, out, partial, silent)
+    found = distill(made, SPLITS_VALUE, data, teacher, out, partial=partial, report=silent)
     assert np.isfinite(rows(out)[0]["train_loss"])
     assert set(weights(out)) == set(checkpoints.load(found, out).state_dict())  # no projection is kept
 
 
 def test_unknown_loss_is_refused(teacher: tuple[Checkpoint, Path], data: Path, tmp_path: Path) -> None:
+    out, partial = folders(tmp_path)
     with pytest.raises(UsageError, match="klx"):
-        distill(recipe(distill={"losses": [{"name": "klx"}]}), SPLITS_VALUE, data, *teacher, *folders(tmp_path), silent)
+        distill(
+            recipe(distill={"losses": [{"name": "klx"}]}),
+            SPLITS_VALUE,
+            data,
+            teacher,
+            out,
+            partial=partial,
+            report=silent,
+        )
 
 
 def test_pictures_without_labels_teach(teacher: tuple[Checkpoint, Path], data: Path, tmp_path: Path) -> None:
-    """They add steps; a broken one and one of the validation split are left out."""
-    extra = tmp_path / "extra"
-    extra.mkdir()
-    for index in range(10):
-        picture(index % 3, 500 + index).save(extra / f"{index}.png")
-    (extra / "broken.png").write_bytes(b"")
-    (extra / "judged.png").write_bytes((data / "images/040.png").read_bytes())
-    events: list[ProgressEvent] = []
-    made = recipe(student={"epochs": 1, "sampling": "balanced"}, distill={"unlabelled": str(extra)})
-    distill(made, SPLITS_VALUE, data, *teacher, *folders(tmp_path), events.append)
-    assert events[-1].steps == 6  # ceil((36 + 10) / 8)
+    """They add steps to the student, not to the control."""
+    more = Path(shutil.copytree(data, tmp_path / "more"))
+    with (more / "samples.jsonl").open("a") as lines:
+        for index in range(10):
+            path = tmp_path / f"{index}.png"
+            picture(index % 3, 500 + index).save(path)
+            sample = Sample(str(path), -1, "", "unlabelled", f"{index}", calibration=False)
+            lines.write(json.dumps(sample._asdict()) + "\n")
+    made = recipe(student={"epochs": 1, "sampling": "balanced"})
+    for given, steps in ((teacher, 6), (None, 5)):  # ceil((36 + 10) / 8) and ceil(36 / 8)
+        events: list[ProgressEvent] = []
+        out, partial = folders(tmp_path, str(steps))
+        distill(made, SPLITS_VALUE, more, given, out, partial=partial, report=events.append)
+        assert events[-1].steps == steps
 
 
 # --- the same bits again
@@ -202,8 +215,8 @@ KILLED = textwrap.dedent(
     torch.set_num_threads(1)
     recipe, splits, data, out, partial = sys.argv[1:6]
     distill(
-        Recipe.model_validate_json(recipe), Splits.model_validate_json(splits), Path(data), None, None, Path(out),
-        Path(partial), lambda event: print(f"{event.epoch}.{event.step}", flush=True),
+        Recipe.model_validate_json(recipe), Splits.model_validate_json(splits), Path(data), None, Path(out),
+        partial=Path(partial), report=lambda event: print(f"{event.epoch}.{event.step}", flush=True),
     )
     """
 )
@@ -500,10 +513,12 @@ def test_two_processes_train_what_one_does(
     made = recipe(student={"epochs": 1, "max_grad_norm": None, "ema": 0.9}).model_dump(by_alias=True)
     made["student"]["model"] = "test_vit"
     one, two = (folders(tmp_path, name) for name in "ab")
-    distill(Recipe.model_validate(made), SPLITS_VALUE, data, *teacher, *one, silent)
+    distill(Recipe.model_validate(made), SPLITS_VALUE, data, teacher, one[0], partial=one[1], report=silent)
     monkeypatch.setattr(many, "process_count", lambda settings: 1 if "LOCAL_RANK" in os.environ else 2)
     events: list[ProgressEvent] = []
-    found = distill(Recipe.model_validate(made), SPLITS_VALUE, data, *teacher, *two, events.append)
+    found = distill(
+        Recipe.model_validate(made), SPLITS_VALUE, data, teacher, two[0], partial=two[1], report=events.append
+    )
     assert [event.step for event in events] == [1, 2, 3, 4, 5]
     checkpoints.load(found, two[0])
     for key, value in weights(one[0]).items():

@@ -34,8 +34,7 @@ class Job(Value):
     recipe: Recipe
     splits: Splits
     data_dir: Path
-    teacher: Checkpoint | None
-    teacher_dir: Path | None
+    taught_by: tuple[Checkpoint, Path] | None
     out: Path
     partial: Path
 
@@ -124,7 +123,7 @@ def _call(job: Job, out: Path, report: Report) -> Checkpoint:
 
     if job.stage == "teacher":
         return finetune(job.recipe, job.splits, job.data_dir, out, job.partial, report)
-    return distill(job.recipe, job.splits, job.data_dir, job.teacher, job.teacher_dir, out, job.partial, report)
+    return distill(job.recipe, job.splits, job.data_dir, job.taught_by, out, partial=job.partial, report=report)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ def finetune(recipe: Recipe, splits: Splits, data_dir: Path, out: Path, partial:
             recipe=recipe,
             splits=splits,
             data_dir=data_dir,
-            teacher=None,
-            teacher_dir=None,
+            taught_by=None,
             out=out,
             partial=partial,
         )
