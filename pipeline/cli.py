@@ -293,6 +293,7 @@ def main() -> None:
     from distilledge.targets.telemetry import switch_off
 
     switch_off()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what LiteRT's converter says of itself is not for the user
 
     try:
         with _errors():
