@@ -1,7 +1,7 @@
 """The main job on the real image sets: every recipe run for real, the teacher and the student's files in one table.
 
     python benchmarks/images.py                 all recipes (hours on two cores; what is in the store is not redone)
-    python benchmarks/images.py --markdown      the recorded results as the table of docs/results.md, nothing is run
+    python benchmarks/images.py --markdown      the recorded results into docs/results.md, nothing is run
     python benchmarks/images.py --quick         one recipe under its smoke block, labelled so
 
 Needs DISTILLEDGE_SHARED: the folder with data/ and weights/.
@@ -27,6 +27,7 @@ RECIPES = (
     "cifar10-lite0",
     "cifar10-tiny",
 )
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "litert-torch")
 MAX_DROP, MAX_DROP_INT8 = 1.0, 0.5
 """Points below the teacher, and of lite0's int8 below its own fp32."""
@@ -41,16 +42,38 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="print the recorded table and stop")
     options = parser.parse_args()
     if options.markdown:
-        print(markdown(json.loads((options.out / "images.json").read_text(encoding="utf-8"))))
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), recorded(options.out)), encoding="utf-8")
         return
     if "DISTILLEDGE_SHARED" not in os.environ:
         sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
     names = ["x-sdd-tiny"] if options.quick else options.recipes
     rows: list[common.Row] = []
+    controls: list[common.Row] = []
     for name in names:
-        rows += table_rows(name, report(name, options))
+        content = report(name, options)
+        rows += table_rows(name, content)
+        if content["teacher_worth"]:
+            controls.append({"recipe": name, **content["teacher_worth"]})
     name = "images-quick" if options.quick else "images"
-    common.finish(name, common.conditions(quick=options.quick, packages=PACKAGES), rows, bars(rows), out=options.out)
+    facts = common.conditions(quick=options.quick, packages=PACKAGES, extra={"controls": controls})
+    common.finish(name, facts, rows, bars(rows), out=options.out)
+
+
+def recorded(results: Path) -> common.Row:
+    found: common.Row = json.loads((results / "images.json").read_text(encoding="utf-8"))
+    return found
+
+
+def filled(page: str, results: common.Row) -> str:
+    """The page with the tables between its markers."""
+    page = between(page, "table", markdown(results))
+    return between(page, "control", control_markdown(results))
+
+
+def between(page: str, name: str, text: str) -> str:
+    head, _, rest = page.partition(f"<!-- {name} -->")
+    tail = rest.partition(f"<!-- /{name} -->")[2]
+    return f"{head}<!-- {name} -->\n{text}\n<!-- /{name} -->{tail}"
 
 
 def report(name: str, options: argparse.Namespace) -> common.Row:
@@ -128,6 +151,21 @@ def markdown(results: common.Row) -> str:
         cells += [f"{row['size_mb']:.2f}", row["verdict"] or "reference"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def control_markdown(results: common.Row) -> str:
+    lines = [
+        "| recipe | student, % (95 %) | control, % (95 %) | gain, points (95 %) | McNemar p |",
+        "|---|---|---|---|---:|",
+    ]
+    for row in results["conditions"]["controls"]:
+        cells = [row["recipe"], *(wide(row[name], 1) for name in ("student", "control")), wide(row["gain"], 2)]
+        lines.append("| " + " | ".join([*cells, f"{row['p_value']:.3g}"]) + " |")
+    return "\n".join(lines)
+
+
+def wide(estimate: common.Row, digits: int) -> str:
+    return interval(spread("x", estimate), "x", digits)
 
 
 def interval(row: common.Row, name: str, digits: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import shlex
@@ -39,6 +40,15 @@ def pages(root: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["recipes.md", "errors.md"])
 def test_generated_page_is_current(root: Path, generate: ModuleType, name: str) -> None:
     assert (root / "docs" / name).read_text(encoding="utf-8") == generate.PAGES[name](), "run `make docs`"
+
+
+def test_results_are_those_recorded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/results.md holds the tables of benchmarks/results/images.json, unedited."""
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    images = importlib.import_module("images")
+    page = (root / "docs" / "results.md").read_text(encoding="utf-8")
+    assert page == images.filled(page, images.recorded(root / "benchmarks" / "results"))
+    assert page.count("| student") + page.count("(student)") >= 12
 
 
 def test_every_error_code_is_listed(root: Path, generate: ModuleType) -> None:
