@@ -20,11 +20,14 @@ from distilledge.targets.base import Exported, FloatArray, Uint8Array
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ondevice.session import open_session
 
+PROBES = 6
+"""Constant images before the pictures."""
+
 GRAPH_PICTURES = 4
 """Pictures run with every tensor kept (memory)."""
 
-PROBES = 6
-"""Constant images before the pictures."""
+GRAPH = slice(PROBES - 2, PROBES + GRAPH_PICTURES - 2)
+"""Two coloured probes and the first pictures."""
 
 TIE = 1e-3
 """Of the largest logit: a float file may turn a lead below it around."""
@@ -112,10 +115,10 @@ def _float_rungs(
     exported = result.files[0]
     path = exports / exported.files[0]
     target = get(exported.runtime)
-    few = images[: len(images) if len(images) < GRAPH_PICTURES else GRAPH_PICTURES]
+    few = images[GRAPH]
     graph = target.tensors(path, few, optimise=False)
     as_exported = Side(f"{exported.runtime} fp32 as exported", divergence.logits_of(graph))
-    first = _float_rung(exported.runtime, Side(reference.name, reference.logits[: len(few)]), as_exported, limits)
+    first = _float_rung(exported.runtime, Side(reference.name, reference.logits[GRAPH]), as_exported, limits)
     optimised = Side(f"{exported.runtime} fp32 optimised", run_file(path, exported.runtime, images))
     second = _float_rung(exported.runtime, reference, optimised, limits)
     spec = InputSpec.from_dict(exported.input_spec)
