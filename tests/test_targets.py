@@ -22,6 +22,7 @@ from distilledge.models.errors import MissingPackageError, UsageError
 from distilledge.targets.base import Deployable, RuntimeName, Target
 from distilledge.targets.deployed import Deployed, converting
 from distilledge.targets.ondevice.session import open_session
+from distilledge.targets.tflite_file import read_graph
 
 SIZE, CLASSES = 32, 7
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -231,6 +232,17 @@ def test_tensors_in_graph_order_end_with_the_logits(runtime: str, built: Built) 
     assert len(shared) >= 4
     assert all(np.abs(fp32[name] - int8[name]).max() < 0.3 * np.abs(fp32[name]).max() + 1e-6 for name in shared)
     assert target.tensors(files["fp32"], images, optimise=True)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_dynamic_tflite_is_for_the_old_runtime_too(kind: str, built: Built) -> None:
+    """tflite-runtime 2.14 computes nonsense from fully-connected weights with a scale for each channel."""
+    graph = read_graph(built("tflite", kind)["w8dyn"])
+    dense = [graph.tensors[o.inputs[1]] for o in graph.operations if o.name == "FULLY_CONNECTED"]
+    assert dense
+    constant = [weights for weights in dense if weights.is_int8]
+    assert constant
+    assert all(weights.scale.size == 1 for weights in constant)
 
 
 def test_onnx_holds_no_paths_of_this_machine(built: Built) -> None:
