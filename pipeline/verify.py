@@ -19,6 +19,7 @@ from distilledge.targets import get
 from distilledge.targets.base import Exported, FloatArray, Uint8Array
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ondevice.session import open_session
+from distilledge.targets.validate import check_model_file
 
 PROBES = 6
 """Constant images before the pictures."""
@@ -90,6 +91,7 @@ def torch_logits(model: torch.nn.Module, images: Uint8Array, spec: InputSpec) ->
 
 def run_file(path: Path, runtime: str, images: Uint8Array, precision: str = "fp32") -> FloatArray:
     """Logits of a file as its runtime runs it on the device, one picture at a time."""
+    check_model_file(path)
     session = open_session(str(path), runtime, threads=1, precision=precision)
     return session.run(images)
 

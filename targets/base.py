@@ -139,7 +139,7 @@ Measurement.model_rebuild()
 
 
 class Predictions(Value):
-    """Logits of one file over one split, made on the device by that file; ``logits``: a .npy beside it, (N, classes)."""
+    """Logits of one file over one split, made on the device by that file; ``logits``: a .npy beside, (N, classes)."""
 
     name: str
     runtime: RuntimeName
