@@ -24,7 +24,7 @@ VERSIONS = {
     "student": 1,
     "control": 1,
     "export": 1,
-    "verify": 1,
+    "verify": 2,
     "measure": 1,
     "predict": 1,
     "score": 1,
