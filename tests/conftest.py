@@ -40,8 +40,3 @@ def shared() -> Path:
     if not (path / "data").is_dir():
         pytest.skip(f"no real data: {path}/data does not exist (set DISTILLEDGE_SHARED)")
     return path.resolve()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Trainings first: they fork loader processes, and the TFLite converter loads JAX, after which no fork is safe."""
-    items.sort(key=lambda item: not item.path.name.startswith("test_training"))
