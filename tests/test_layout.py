@@ -35,7 +35,7 @@ BANNED_CLASS = re.compile(r"(Manager|Handler|Helper|Engine|Utils)$")
 FLOORS = {"torch": "2.10", "onnx": "1.21", "mlflow-skinny": "3"}
 """Below these are known holes: weights_only (CVE-2026-24747), traversal by external data, MLflow's own."""
 PLACES = re.compile(r"(?<![\w.])/(?:home|root|work|tmp|opt|Users|mnt)/[\w.-]+")
-HOSTS = re.compile(r"[p]ypi\.org|[p]ythonhosted\.org|--(?:extra-)?index-url|--find-links|files\.pythonhosted")
+HOSTS = re.compile(r"[p]ypi\.org|[p]ythonhosted\.org|--(?:extra-)?index-url|--find-links")
 
 
 class Source(NamedTuple):
