@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distilledge.models.base import Value
 from distilledge.targets.base import Precision, RuntimeName
@@ -20,12 +20,43 @@ Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=8, le=4096)]
 
 
+TaskName = Literal[
+    "image-classification",
+    "text-classification",
+    "multi-label-classification",
+    "token-classification",
+    "question-answering",
+]
+MetricName = Literal[
+    "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "entity_f1", "exact_match", "answer_f1"
+]
+METRICS: dict[TaskName, tuple[MetricName, ...]] = {
+    "image-classification": ("accuracy", "balanced_accuracy"),
+    "text-classification": ("accuracy", "balanced_accuracy", "macro_f1"),
+    "multi-label-classification": ("micro_f1", "exact_match"),
+    "token-classification": ("entity_f1", "accuracy"),
+    "question-answering": ("answer_f1", "exact_match"),
+}
+"""Task -> the metrics it can be judged by, its default first. ``accuracy`` of token-classification is by token."""
+
+
 class Columns(Value):
-    """Column names of a manifest or a Hugging Face dataset."""
+    """Column names of a manifest, a text file or a Hugging Face dataset."""
 
     path: str = "path"
     """Picture file, relative to the manifest (for Hugging Face: the image column)."""
+    text: str = "text"
+    """Of text: the column with the text; for question-answering the question."""
+    context: str = "context"
+    """Of question-answering: the text that holds the answer."""
+    answers: str = "answers"
+    """Of question-answering: ``{"text": [...], "answer_start": [...]}``, as SQuAD; starts count characters."""
+    tokens: str = "tokens"
+    """Of token-classification: the list of words."""
+    tags: str = "tags"
+    """Of token-classification: a tag for each word, BIO (``B-PER``, ``I-PER``, ``O``) or plain."""
     label: str = "label"
+    """For multi-label-classification a list of labels, or one string cut at ``data.label_separator``."""
     split: str = "split"
     """Ignored where the column does not exist."""
     group: str = "group"
@@ -60,11 +91,22 @@ class Synthetic(Value):
     seed: int = 0
 
 
+class Tickets(Value):
+    """The generated maintenance-ticket set: short reports with an intent and a severity. Synthetic: nobody's tickets."""
+
+    count: Count = 2400
+    """Tickets in all."""
+    difficulty: Fraction = 0.3
+    """0: one clear phrase for each intent; 1: paraphrases, typing errors, misleading words of other intents."""
+    seed: int = 0
+
+
 class Data(Value):
     path: str = "synthetic"
-    """Folder with a folder per class, manifest (.csv, .jsonl), Hugging Face directory or hub name, or ``synthetic``.
+    """Pictures: a folder with a folder per class, manifest (.csv, .jsonl), Hugging Face directory or hub name.
 
-    ``$NAME`` is expanded."""
+    Text: a .csv, .tsv, .jsonl or .parquet file, or a folder with train and test files of one of these, Hugging Face
+    directory or hub name. ``synthetic``: the generated set of the task. ``$NAME`` is expanded."""
     format: Literal["auto", "folder", "manifest", "huggingface", "synthetic"] = "auto"
     columns: Columns = Columns()
     splits: SplitFractions = SplitFractions()
@@ -89,6 +131,13 @@ class Data(Value):
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Loader processes; 0 decodes in the training process."""
     synthetic: Synthetic = Synthetic()
+    tickets: Tickets = Tickets()
+    label_separator: str = "|"
+    """Between the labels of one string, in multi-label-classification."""
+    max_characters: Count = 100_000
+    """Texts with more are quarantined."""
+    near_duplicate_jaccard: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Texts whose sets of word 3-grams overlap by so much (MinHash estimate) are near-duplicates."""
 
 
 class Input(Value):
@@ -127,6 +176,47 @@ class Augment(Value):
     """Alpha of the Beta distribution; 0: off (Zhang et al. 2018)."""
     cutmix: NotNegative = 0.0
     """Alpha; 0: off (Yun et al. 2019). With both on, each batch takes one of them."""
+
+
+class Lora(Value):
+    rank: Count = 8
+    alpha: Positive = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Text(Value):
+    """How a text becomes ids, and how the network is made: of text tasks only."""
+
+    tokenizer: str = "model"
+    """``model``: that of the model's hub name or directory (a student made from the teacher: the teacher's);
+    ``teacher`` (student only): the teacher's; ``train``: WordPiece learned from the train split; or a path:
+    tokenizer.json or vocab.txt (BERT, lower case). ``$NAME`` is expanded."""
+    vocabulary: Count | None = None
+    """Entries of a tokenizer that is learned. For a student that shares the teacher's tokenizer: embedding rows kept,
+    the most frequent of the train split first; the other ids share the row of the unknown token."""
+    max_length: Annotated[int, Field(ge=4, le=8192)] = 128
+    """Tokens, special ones counted; longer texts are cut at the right and counted."""
+    buckets: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = ()
+    """Lengths of a file with fixed shapes (TFLite), up to max_length. Default: powers of two from 16 to max_length."""
+    config: dict[str, int | float | str | bool] = {}
+    """Fields of the transformers configuration of a model built from scratch, such as ``hidden_size: 256``."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """``model: teacher``: the teacher's layers that the student starts from, counted from 0. Default: every second."""
+    pooling: Literal["auto", "first", "mean", "last"] = "auto"
+    """Which hidden state the head of a classification sees. ``auto``: last for decoders, mean for others."""
+    lora: Lora | None = None
+    """Train low-rank adapters instead of all weights; merged before export (Hu et al. 2021)."""
+
+
+class TextAugment(Value):
+    """Changed copies of texts for distillation, labels unseen (as TinyBERT; Jiao et al. 2020, section 3)."""
+
+    copies: Count = 1
+    """Changed copies of each text and epoch, beside the text itself."""
+    replace: Fraction = 0.3
+    """Share of the words that are replaced by what the teacher's language model predicts, or by ``mask``."""
+    mask: Fraction = 0.1
+    """Share of the words that become the mask token."""
 
 
 class Training(Value):
@@ -176,25 +266,6 @@ class Training(Value):
     tracker: Literal["none", "tensorboard", "mlflow"] = "none"
 
 
-class Teacher(Value):
-    model: str = "deit_tiny_patch16_224"
-    """Any timm classification model."""
-    weights: str = "none"
-    """``hub`` (timm's pretrained weights), ``none``, or a .safetensors file. ``$NAME`` is expanded."""
-    trust_pickle: bool = False
-    """Also read .pt and .pth files, which can run code."""
-    input: Input = Input()
-    training: Training = Training()
-
-
-class Student(Value):
-    model: str = "tf_efficientnet_lite0"
-    weights: str = "none"
-    trust_pickle: bool = False
-    input: Input = Input(size=128)
-    training: Training = Training()
-
-
 class LossTerm(Value):
     name: str
     """A key of ``LOSSES``."""
@@ -203,12 +274,55 @@ class LossTerm(Value):
     """Passed to the loss by keyword; checked against its signature."""
 
 
+class Pretraining(Value):
+    """Training as a language model on unlabelled text before the task (Gururangan et al. 2020)."""
+
+    corpus: str | None = None
+    """A text file (a text a line), .csv, .jsonl or .parquet with the text column. Default: the texts of the train split."""
+    objective: Literal["auto", "mlm", "causal"] = "auto"
+    """``mlm``: masked language model (Devlin et al. 2019); ``causal``: next token, for decoders."""
+    mask: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the tokens that are masked."""
+    losses: tuple[LossTerm, ...] = ()
+    """Student only, task-agnostic distillation: losses against the teacher's own language model, which is then
+    pretrained first (Sanh et al. 2019: kl and cosine beside the student's own masked loss)."""
+    training: Training = Training(epochs=5, lr=5e-4, select="last")
+
+
+class Teacher(Value):
+    model: str = "deit_tiny_patch16_224"
+    """Pictures: any timm classification model. Text: a hub name or directory of transformers, or, built from
+    scratch, the type of an architecture, such as ``bert``."""
+    weights: str = "none"
+    """``hub`` (pretrained weights of the name), ``none``, or a .safetensors file. Text: ``hub``, ``none``, or a
+    directory of config.json, model.safetensors and tokenizer.json. ``$NAME`` is expanded."""
+    trust_pickle: bool = False
+    """Also read .pt, .pth and .bin files, which can run code."""
+    input: Input = Input()
+    text: Text = Text()
+    pretraining: Pretraining | None = None
+    training: Training = Training()
+
+
+class Student(Value):
+    model: str = "tf_efficientnet_lite0"
+    """As the teacher's; or ``teacher`` (text): the teacher's architecture with some of its layers and its weights."""
+    weights: str = "none"
+    trust_pickle: bool = False
+    input: Input = Input(size=128)
+    text: Text = Text()
+    pretraining: Pretraining | None = None
+    training: Training = Training()
+
+
 class Distill(Value):
     losses: tuple[LossTerm, ...] = (LossTerm(name="kl", arguments={"temperature": 2.0}),)
     hard_weight: NotNegative = 0.5
     """Weight of the cross-entropy with the labels."""
     unlabelled: str | None = None
-    """Folder of pictures without labels, added to the training set; only the distillation losses see them."""
+    """Pictures (a folder) or texts (a file) without labels, added to the training set; only the distillation losses
+    see them."""
+    augment_text: TextAugment | None = None
     control: bool = True
     """Train the same student without the teacher too, so that the report says what the teacher was worth."""
 
@@ -255,7 +369,9 @@ class Measure(Value):
     quick: bool = False
     """256 samples, no minimum time, one launch; labelled as such."""
     end_to_end: Annotated[int, Field(ge=0)] = 64
-    """Pictures timed from file to class, in each launch."""
+    """Pictures (or texts) timed from file (or string) to answer, in each launch."""
+    lengths: tuple[Count, ...] = ()
+    """Text: every file is also timed at each of these numbers of tokens."""
 
 
 class Budget(Value):
@@ -280,9 +396,10 @@ class Recipe(Value):
     schema_version: Literal[1] = Field(default=1, alias="schema")
     """Version of this format."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    task: Literal["image-classification"] = "image-classification"
+    task: TaskName = "image-classification"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    metric: Literal["accuracy", "balanced_accuracy"] = "accuracy"
+    metric: MetricName = "accuracy"
+    """Default: the task's first in ``METRICS``, such as entity_f1 for token-classification."""
     data: Data = Data()
     teacher: Teacher = Teacher()
     student: Student = Student()
@@ -295,3 +412,15 @@ class Recipe(Value):
     gate: Gate = Gate()
     smoke: dict[str, Any] = {}
     """Overrides of this recipe under ``--smoke``: dotted path -> value; the same recipe, shrunk."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_metric(cls, fields: Any) -> Any:
+        """The task's own metric where none is named."""
+        if isinstance(fields, dict) and "metric" not in fields and fields.get("task") in METRICS:
+            return {**fields, "metric": METRICS[fields["task"]][0]}
+        return fields
+
+    @property
+    def is_text(self) -> bool:
+        return self.task != "image-classification"

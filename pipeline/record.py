@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from distilledge.models.base import Value
-from distilledge.pipeline.recipe import Recipe
+from distilledge.pipeline.recipe import Recipe, TaskName
 from distilledge.targets.base import Exported, Measurement, Predictions
 
 Split = Literal["train", "validation", "test", "unlabelled"]
@@ -15,7 +15,10 @@ Role = Literal["teacher", "student", "control"]
 
 
 class Sample(NamedTuple):
-    """One picture. ``label`` indexes ``Splits.classes``, -1 for none; ``path`` is relative to ``Splits.root``."""
+    """One picture or text. ``label`` indexes ``Splits.classes``, -1 for none; 0 where a labelled text has no single one.
+
+    ``path``: of a picture, relative to ``Splits.root``; of a text, where it was read, such as ``train.csv:17``.
+    """
 
     path: str
     label: int
@@ -25,8 +28,21 @@ class Sample(NamedTuple):
     calibration: bool
 
 
+class TextRow(Value):
+    """One text. Its ``Sample`` is the line of samples.jsonl with the same number."""
+
+    text: str | tuple[str, ...]
+    """A text; for token-classification its words; for question-answering the question."""
+    context: str | None = None
+    """Of question-answering."""
+    labels: tuple[int, ...] = ()
+    """Class indices: of multi-label-classification those that hold, of token-classification one for each word."""
+    answers: tuple[tuple[int, str], ...] = ()
+    """Of question-answering: (first character in the context, text); empty where the context holds no answer."""
+
+
 class Splits(Value):
-    """Result of the data stage. Beside it lie samples.jsonl, audit.json and bad_files.jsonl."""
+    """Result of the data stage. Beside it lie samples.jsonl, audit.json and bad_files.jsonl; of text also texts.jsonl."""
 
     root: str
     """Where sample paths start: absolute, or ``.`` for the stage's own directory (generated and unpacked sets)."""
@@ -48,13 +64,17 @@ class Checkpoint(Value):
     model: str
     classes: tuple[str, ...]
     input_spec: dict[str, Any]
-    """``ondevice.preprocess.InputSpec.to_dict()`` with the mean and std in use."""
+    """``InputSpec.to_dict()`` with the mean and std in use, or of a text model ``TextSpec.to_dict()``: then
+    ``tokenizer.json`` lies beside the weights."""
+    architecture: dict[str, Any] = {}
+    """Of a text model: what ``models.text.create`` builds the same network from (no weights)."""
+    task: TaskName = "image-classification"
     weights_sha256: str
     parameters: int
     macs: int
-    """Multiply-accumulates of one picture."""
+    """Multiply-accumulates of one picture, or of one text of ``max_length`` tokens."""
     validation: dict[str, float]
-    """``accuracy``, ``balanced_accuracy``, ``loss`` of the kept epoch."""
+    """The task's metrics and ``loss`` of the kept epoch."""
     best_epoch: int
     epochs: int
     """Epochs run (fewer than asked when stopped early)."""
@@ -199,6 +219,13 @@ def read_samples(directory: Path, split: Split | None = None) -> list[Sample]:
     with (directory / "samples.jsonl").open(encoding="utf-8") as lines:
         samples = [Sample(**json.loads(line)) for line in lines]
     return [s for s in samples if split is None or s.split == split]
+
+
+def read_texts(directory: Path, split: Split | None = None) -> list[tuple[Sample, TextRow]]:
+    """Samples of a text data stage's directory with their texts, in file order, of one split or of all."""
+    with (directory / "texts.jsonl").open(encoding="utf-8") as lines:
+        pairs = zip(read_samples(directory), lines, strict=True)
+        return [(s, TextRow.model_validate_json(line)) for s, line in pairs if split is None or s.split == split]
 
 
 def data_root(splits: Splits, directory: Path) -> Path:
