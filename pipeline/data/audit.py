@@ -45,36 +45,40 @@ def refuse(bad: Sequence[Bad]) -> None:
             raise RejectedError(code, what, hint.format(bits=bits))
 
 
-def check_bad(bad: Sequence[Bad], rows: Sequence[Row], limits: MaxBad, where: str) -> list[Finding]:
-    """Quarantined files; RejectedError where a split has more than its limit (without splits, train's)."""
+def check_bad(
+    bad: Sequence[Bad], rows: Sequence[Row], limits: MaxBad, where: str, noun: str = "pictures"
+) -> list[Finding]:
+    """Quarantined files or texts; RejectedError where a split has more than its limit (without splits, train's)."""
     totals = Counter(str(row.split or "train") for row in rows)
     counts = Counter(b.split or "train" for b in bad)
     for split, count in counts.items():
         share = float(getattr(limits, "train" if split == "unlabelled" else split))
         if count > share * totals[split]:
             some = few([f"{shown(b.path)}: {b.reason}" for b in bad if (b.split or "train") == split])
-            what = f"{count} of {totals[split]} {split} pictures cannot be used, more than {share:.1%}: {some}"
+            what = f"{count} of {totals[split]} {split} {noun} cannot be used, more than {share:.1%}: {some}"
             rate = min(1.0, np.ceil(count / totals[split] * 1000) / 1000)
-            hint = f"mend or remove the files listed in {where}, or --set data.max_bad.{split}={rate:g}"
+            hint = f"mend or remove what {where} lists, or --set data.max_bad.{split}={rate:g}"
             raise RejectedError("E3113", what, hint)
     examples = [f"{shown(b.path)}: {b.reason}" for b in bad]
-    return [finding("bad_files", "warning", f"{len(bad)} pictures cannot be used", examples)] if bad else []
+    return [finding("bad_files", "warning", f"{len(bad)} {noun} cannot be used", examples)] if bad else []
 
 
-def conflicts(rows: Sequence[Row], facts: Sequence[Facts]) -> list[list[int]]:
-    """Sets of identical pictures that carry more than one label."""
-    sets = same(f.pixels for f in facts)
+def conflicts(rows: Sequence[Row], keys: Sequence[str]) -> list[list[int]]:
+    """Sets of rows with the same key (identical pictures or texts) that carry more than one label."""
+    sets = same(keys)
     return [members for members in sets if len({rows[i].label for i in members} - {None}) > 1]
 
 
-def check_conflicts(sets: Sequence[Sequence[int]], rows: Sequence[Row], rule: str) -> list[Finding]:
+def check_conflicts(
+    sets: Sequence[Sequence[int]], rows: Sequence[Row], rule: str, noun: str = "pictures"
+) -> list[Finding]:
     """What was done with them. Raises RejectedError under the rule ``error``."""
     if not sets:
         return []
     examples = [
         " = ".join(f"{shown(rows[i].path)} ({shown(rows[i].label or '')})" for i in members) for members in sets
     ]
-    what = f"{len(sets)} identical pictures carry different labels"
+    what = f"{len(sets)} identical {noun} carry different labels"
     if rule == "error":
         raise RejectedError(
             "E3114", f"{what}: {few(examples)}", "mend the labels, or --set data.on_conflict=quarantine"
@@ -83,30 +87,30 @@ def check_conflicts(sets: Sequence[Sequence[int]], rows: Sequence[Row], rule: st
     return [finding("conflicts", "warning", f"{what}; {done}", examples)]
 
 
-def duplicates(rows: Sequence[Row], facts: Sequence[Facts]) -> list[Finding]:
-    """Identical pictures inside one split, or in a set that is still to be split (there they stay together)."""
-    sets = [[rows[i] for i in members] for members in same(f.pixels for f in facts)]
+def duplicates(rows: Sequence[Row], keys: Sequence[str], noun: str = "pictures") -> list[Finding]:
+    """Identical rows inside one split, or in a set that is still to be split (there they stay together)."""
+    sets = [[rows[i] for i in members] for members in same(keys)]
     inside = [members for members in sets if len({row.split for row in members}) < len(members)]
     examples = [" = ".join(shown(row.path) for row in members) for members in inside]
     if not inside:
         return []
-    return [finding("duplicates", "warning", f"{len(inside)} pictures occur more than once in a split", examples)]
+    return [finding("duplicates", "warning", f"{len(inside)} {noun} occur more than once in a split", examples)]
 
 
 def check_leakage(
-    rows: Sequence[Row], facts: Sequence[Facts], copies: Sequence[Pair], *, allowed: bool
+    rows: Sequence[Row], keys: Sequence[str], copies: Sequence[Pair], *, allowed: bool, noun: str = "pictures"
 ) -> list[Finding]:
-    """The same picture, or the same group, in two given splits. Raises GateFailedError (exit 5) with both paths."""
+    """The same picture, text or group in two given splits. Raises GateFailedError (exit 5) with both paths."""
     pairs = []
-    for members in same(f.pixels for f in facts):
-        pairs += _across([rows[i] for i in members], "is the same picture as")
+    for members in same(keys):
+        pairs += _across([rows[i] for i in members], f"is the same {noun[:-1]} as")
     for pair in copies:
         pairs += _across([rows[pair.first], rows[pair.second]], "was saved again as")
     grouped = [[rows[i] for i in of] for of in same((r.group if r.group else (i,)) for i, r in enumerate(rows))]
     groups = [text for of in grouped for text in _across(of, f"shares group {shown(of[0].group or '')} with")[:1]]
     found = []
     for kind, what, texts in (
-        ("leakage", "pictures are in two splits", pairs),
+        ("leakage", f"{noun} are in two splits", pairs),
         ("group_leakage", "groups are in two splits", groups),
     ):
         if texts and not allowed:
@@ -125,14 +129,19 @@ def _across(members: Sequence[Row], words: str) -> list[str]:
     return [f"{row.split} {shown(row.path)} {words} {first.split} {shown(first.path)}" for row in others]
 
 
-def near_findings(rows: Sequence[Row], pairs: Sequence[Pair], *, cut: bool) -> list[Finding]:
+def near_findings(
+    rows: Sequence[Row], pairs: Sequence[Pair], *, cut: bool, noun: str = "pictures", unit: str = "bits"
+) -> list[Finding]:
     """Alike, not the same: a warning. ``rows`` carry their final splits."""
-    across = [(rows[p.first], rows[p.second], p.bits) for p in pairs if rows[p.first].split != rows[p.second].split]
+    across = [(rows[p.first], rows[p.second], p.distance) for p in pairs if rows[p.first].split != rows[p.second].split]
     if not across:
         return []
-    examples = [f"{a.split} {shown(a.path)} ~ {b.split} {shown(b.path)} ({bits} bits)" for a, b, bits in across]
+    examples = [f"{a.split} {shown(a.path)} ~ {b.split} {shown(b.path)} ({far} {unit})" for a, b, far in across]
     more = f", at least (stopped after {MOST_PAIRS})" if cut else ""
-    message = f"{len(across)} pairs of pictures in two splits look alike{more}; if they show one part, give it a group"
+    what = (
+        "if they show one part, give it a group" if noun == "pictures" else "if they have one origin, give it a group"
+    )
+    message = f"{len(across)} pairs of {noun} in two splits look alike{more}; {what}"
     return [finding("near_duplicates", "warning", message, examples)]
 
 

@@ -53,7 +53,7 @@ def unlabelled_hash(path: str) -> str:
 
 def _manifest_paths(file: Path, data: Data) -> list[str]:
     header, records = read(file)
-    column = check_columns(file, header, data.columns)["path"]
+    column = check_columns(str(file), header, data.columns)["path"]
     return [fields[column] for _, fields in records if fields.get(column)]
 
 

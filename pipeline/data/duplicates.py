@@ -43,11 +43,12 @@ Gray = npt.NDArray[np.float32]
 
 
 class Pair(NamedTuple):
-    """Two pictures by index, first < second. ``bits``: differing bits of their perceptual hashes."""
+    """Two pictures or texts by index, first < second."""
 
     first: int
     second: int
-    bits: int
+    distance: int
+    """Differing bits of perceptual hashes; of texts, percent of their word 3-grams that are not in both."""
 
 
 def same(keys: Iterable[Hashable]) -> list[list[int]]:
@@ -112,7 +113,7 @@ def near(phashes: Sequence[int], parts: Sequence[str], bits: int, within: Set[st
                 pairs |= {Pair(min(i, j), max(i, j), distance) for i, j in product(left, right) if i != j}
         if len(pairs) > MOST_PAIRS:
             break
-    ordered = sorted(pairs, key=lambda pair: (pair.bits, pair.first, pair.second))
+    ordered = sorted(pairs, key=lambda pair: (pair.distance, pair.first, pair.second))
     return ordered[:MOST_PAIRS], len(ordered) > MOST_PAIRS
 
 

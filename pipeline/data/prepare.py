@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from distilledge.models.errors import DistilledgeError
 from distilledge.pipeline.data import audit, splits
-from distilledge.pipeline.data.duplicates import COPY_BITS, Pair, is_copy, join, near, same
+from distilledge.pipeline.data.duplicates import COPY_BITS, Pair, is_copy, near, same
 from distilledge.pipeline.data.formats import list_unlabelled, listing
-from distilledge.pipeline.data.listing import Finding, Listing, Row, finding, shown
+from distilledge.pipeline.data.judge import calibrate, cut, digest, settle, write_lines
+from distilledge.pipeline.data.listing import Finding, Listing, Row, shown
 from distilledge.pipeline.data.pictures import Facts, examine_all, gray
 from distilledge.pipeline.recipe import Data
 from distilledge.pipeline.record import Sample, Splits
@@ -27,6 +26,10 @@ class Looked(NamedTuple):
     rows: list[Row]
     facts: list[Facts]
     bad: list[audit.Bad]
+
+    @property
+    def keys(self) -> list[str]:
+        return [facts.pixels for facts in self.facts]
 
 
 class Alike(NamedTuple):
@@ -64,12 +67,13 @@ def prepare(
         findings += audit.describe_pictures(looked.rows, looked.facts)
         audit.refuse(looked.bad)
         findings += audit.check_bad(looked.bad, rows, data.max_bad, shown(report / "bad_files.jsonl"))
-        looked = _settle(looked, data, findings)
+        kept, bad = settle(looked.rows, looked.keys, data.on_conflict, findings)
+        looked = Looked([looked.rows[i] for i in kept], [looked.facts[i] for i in kept], looked.bad + bad)
         alike = _alike(source, looked, spec, data)
-        findings += audit.check_leakage(looked.rows, looked.facts, alike.copies, allowed=data.allow_leakage)
-        looked = _split(looked, alike, data, seed, source.source)
+        findings += audit.check_leakage(looked.rows, looked.keys, alike.copies, allowed=data.allow_leakage)
+        looked = looked._replace(rows=_split(looked, alike, data, seed, source.source))
         findings += audit.near_findings(looked.rows, alike.near, cut=alike.cut)
-        chosen, more = _calibrate(looked.rows, data.calibration, seed)
+        chosen, more = calibrate(looked.rows, data.calibration, seed)
         findings += more
     except DistilledgeError as error:
         findings.append(Finding(kind=error.code, severity="error", count=1, message=error.what))
@@ -108,28 +112,6 @@ def _look(source: Listing, rows: Sequence[Row], spec: InputSpec, workers: int) -
     return looked
 
 
-def _settle(looked: Looked, data: Data, findings: list[Finding]) -> Looked:
-    """Conflicting labels by the recipe's rule; unlabelled pictures that are tested on go."""
-    sets = audit.conflicts(looked.rows, looked.facts)
-    findings += audit.check_conflicts(sets, looked.rows, data.on_conflict)
-    reasons: dict[int, str] = {}
-    if data.on_conflict == "quarantine":
-        reasons |= {i: "conflicting labels of identical pictures" for members in sets for i in members}
-    tested = {
-        f.pixels for r, f in zip(looked.rows, looked.facts, strict=True) if r.split in ("test", "validation", None)
-    }
-    both = [i for i, r in enumerate(looked.rows) if r.split == "unlabelled" and looked.facts[i].pixels in tested]
-    reasons |= dict.fromkeys(both, "unlabelled picture is in the labelled set too")
-    if both:
-        names = [shown(looked.rows[i].path) for i in both]
-        findings.append(finding("unlabelled_tested", "warning", f"{len(both)} unlabelled pictures left out", names))
-    kept = [i for i in range(len(looked.rows)) if i not in reasons]
-    bad = [audit.Bad(looked.rows[i].path, looked.rows[i].split or "", why) for i, why in sorted(reasons.items())]
-    settled = Looked([looked.rows[i] for i in kept], [looked.facts[i] for i in kept], looked.bad + bad)
-    findings += audit.duplicates(settled.rows, settled.facts)
-    return settled
-
-
 def _alike(source: Listing, looked: Looked, spec: InputSpec, data: Data) -> Alike:
     """Near pairs between splits, and inside what is still to be cut; those of equal size are compared by pixels."""
     rows, facts = looked.rows, looked.facts
@@ -152,33 +134,13 @@ def _alike(source: Listing, looked: Looked, spec: InputSpec, data: Data) -> Alik
     return alike
 
 
-def _split(looked: Looked, alike: Alike, data: Data, seed: int, source: str) -> Looked:
-    """Final splits and groups. Identical and similar pictures share a group: a cut of ours does not part them."""
-    rows, facts = looked.rows, looked.facts
-    own = [row.group or f"path:{row.path}" for row in rows]
-    sets = (*same(own), *same(f.pixels for f in facts), *(pair[:2] for pair in alike.copies))
-    given = {row.split for row in rows if row.split not in (None, "unlabelled")}
-    fractions = splits.fractions_of({split for split in given if split}, data.splits)
-    is_open = [bool(fractions) and row.split in (None, "train") for row in rows]
-    leader = join(len(rows), sets, [pair for pair in alike.near if is_open[pair.first] and is_open[pair.second]])
-    rows = [row._replace(group=rows[lead].group or rows[lead].path) for row, lead in zip(rows, leader, strict=True)]
-    open_rows = [i for i, free in enumerate(is_open) if free]
-    groups = [rows[i].group or "" for i in open_rows]
-    parts = splits.assign([rows[i].label or "" for i in open_rows], groups, fractions, seed)
-    for i, part in zip(open_rows, parts, strict=True):
-        rows[i] = rows[i]._replace(split=part)
+def _split(looked: Looked, alike: Alike, data: Data, seed: int, source: str) -> list[Row]:
+    """The rows with their final splits and groups, every class in every split."""
+    sets = [*same(looked.keys), *(pair[:2] for pair in alike.copies)]
+    rows = cut(looked.rows, sets, alike.near, data.splits, seed)
     labelled = [row for row in rows if row.split != "unlabelled"]
     splits.check_coverage([row.label or "" for row in labelled], [row.split or "train" for row in labelled], source)
-    return Looked(rows, facts, looked.bad)
-
-
-def _calibrate(rows: Sequence[Row], wanted: int, seed: int) -> tuple[set[int], list[Finding]]:
-    train = [i for i, row in enumerate(rows) if row.split == "train"]
-    own = [rows[i] for i in train]
-    chosen, findings = splits.calibration(
-        [r.path for r in own], [r.label or "" for r in own], [r.group or "" for r in own], wanted, seed
-    )
-    return {train[i] for i in chosen}, findings
+    return rows
 
 
 def _record(source: Listing, looked: Looked, chosen: set[int], findings: Sequence[Finding], out: Path) -> Splits:
@@ -195,16 +157,16 @@ def _record(source: Listing, looked: Looked, chosen: set[int], findings: Sequenc
         )
         for number, (row, facts) in enumerate(zip(looked.rows, looked.facts, strict=True))
     ]
-    _write_lines(out / "samples.jsonl", (sample._asdict() for sample in samples))
+    write_lines(out / "samples.jsonl", (sample._asdict() for sample in samples))
     counts = {part: Counter(classes[s.label] for s in samples if s.split == part) for part in splits.PARTS}
     return Splits(
         root="." if source.unpacked else str(source.root),
         classes=classes,
         counts={part: {name: of[name] for name in classes} for part, of in counts.items()},
-        data_hash=_hash(
+        data_hash=digest(
             [(s.path, classes[s.label] if s.label >= 0 else "", s.group, s.split, s.sha256) for s in samples]
         ),
-        calibration_hash=_hash([(s.path, s.sha256) for s in samples if s.calibration]),
+        calibration_hash=digest([(s.path, s.sha256) for s in samples if s.calibration]),
         calibration=len(chosen),
         synthetic=source.synthetic,
         warnings=tuple(f.message for f in findings if f.severity == "warning"),
@@ -214,20 +176,4 @@ def _record(source: Listing, looked: Looked, chosen: set[int], findings: Sequenc
 def _write_audit(folder: Path, findings: Sequence[Finding], looked: Looked) -> None:
     content = audit.summary(findings, looked.rows, looked.facts, len(looked.bad))
     (folder / "audit.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    _write_lines(folder / "bad_files.jsonl", (bad._asdict() for bad in looked.bad))
-
-
-def _hash(items: Sequence[tuple[str, ...]]) -> str:
-    """sha256 of the items in sorted order."""
-    digest = hashlib.sha256()
-    for item in sorted(items):
-        digest.update(json.dumps(item).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _write_lines(path: Path, records: Iterable[dict[str, object]]) -> None:
-    """JSON lines in ASCII, so that names that are no text (undecodable bytes) come back as they were."""
-    with path.open("w", encoding="ascii", newline="\n") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
+    write_lines(folder / "bad_files.jsonl", (bad._asdict() for bad in looked.bad))

@@ -76,7 +76,13 @@ def _draw(seed: int, *names: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
-def check_classes(labels: Sequence[str], splits: Sequence[Split | None], lines: Sequence[int], source: str) -> None:
+def check_classes(
+    labels: Sequence[str],
+    splits: Sequence[Split | None],
+    lines: Sequence[int],
+    source: str,
+    noun: str = "pictures",
+) -> None:
     """At least two classes, and none that train lacks. Raises RejectedError with the line and the closest class."""
     known = {c for c, split in zip(labels, splits, strict=True) if split in (None, "train")}
     for label, split, line in zip(labels, splits, lines, strict=True):
@@ -86,12 +92,12 @@ def check_classes(labels: Sequence[str], splits: Sequence[Split | None], lines: 
             hint = f"did you mean {near}" if near else f"classes of train: {few(sorted(known), 12)}"
             raise RejectedError("E3108", f"unknown label {shown(label)!r} in {split}, absent from train: {where}", hint)
     if not known:
-        raise RejectedError("E3104", f"no train pictures: {source}", "give a train split, or no split at all")
+        raise RejectedError("E3104", f"no train {noun}: {source}", "give a train split, or no split at all")
     if len(known) < 2:
         raise RejectedError("E3104", f"only one class ({counted(Counter(labels))}): {source}", "add a second class")
 
 
-def check_coverage(labels: Sequence[str], splits: Sequence[Split], source: str) -> None:
+def check_coverage(labels: Sequence[str], splits: Sequence[Split], source: str, noun: str = "pictures") -> None:
     """Every class is in every split. Raises RejectedError that names what is missing."""
     seen = set(zip(splits, labels, strict=True))
     classes = sorted(set(labels))
@@ -99,15 +105,17 @@ def check_coverage(labels: Sequence[str], splits: Sequence[Split], source: str) 
         absent = [name for name in classes if (part, name) not in seen]
         if absent:
             near = next((c for name in absent if (c := closest(name, set(classes) - {name}))), None)
-            hint = f"is {absent[0]!r} a misspelt {near!r}?" if near else "add pictures of other parts (groups)"
+            hint = f"is {absent[0]!r} a misspelt {near!r}?" if near else f"add {noun} of other parts (groups)"
             counts = counted(Counter(c for c in labels if c in absent))
-            raise RejectedError("E3108", f"{part} has no picture of {few(absent)} (in all: {counts}): {source}", hint)
+            raise RejectedError(
+                "E3108", f"{part} has no {noun[:-1]} of {few(absent)} (in all: {counts}): {source}", hint
+            )
 
 
 def calibration(
-    paths: Sequence[str], labels: Sequence[str], groups: Sequence[str], wanted: int, seed: int
+    paths: Sequence[str], labels: Sequence[str], groups: Sequence[str], wanted: int, seed: int, noun: str = "pictures"
 ) -> tuple[set[int], list[Finding]]:
-    """Indices of train pictures for static int8: classes take turns, and within a class its groups do.
+    """Indices of train pictures or texts for static int8: classes take turns, and within a class its groups do.
 
     Takes at least one picture of each class. Raises RejectedError below ``LEAST_CALIBRATION``.
     """
@@ -122,14 +130,14 @@ def calibration(
         for rank, (_, index) in enumerate(sorted(queue, key=lambda item: item[0]))
     ]
     chosen = {index for _, _, index in sorted(order)[: max(wanted, len(queues))]}
-    return chosen, _calibration_findings(len(chosen), wanted)
+    return chosen, _calibration_findings(len(chosen), wanted, noun)
 
 
-def _calibration_findings(count: int, wanted: int) -> list[Finding]:
+def _calibration_findings(count: int, wanted: int, noun: str) -> list[Finding]:
     if count < LEAST_CALIBRATION:
-        what = f"{count} pictures for calibration; static int8 needs at least {LEAST_CALIBRATION}"
-        raise RejectedError("E3109", what, f"--set data.calibration={FEW_CALIBRATION}, or add train pictures")
+        what = f"{count} {noun} for calibration; static int8 needs at least {LEAST_CALIBRATION}"
+        raise RejectedError("E3109", what, f"--set data.calibration={FEW_CALIBRATION}, or add train {noun}")
     if count < min(wanted, FEW_CALIBRATION) or count < FEW_CALIBRATION:
-        what = f"{count} pictures for calibration ({wanted} asked); below {FEW_CALIBRATION}, int8 ranges are uncertain"
+        what = f"{count} {noun} for calibration ({wanted} asked); below {FEW_CALIBRATION}, int8 ranges are uncertain"
         return [Finding(kind="calibration", severity="warning", count=count, message=what)]
-    return [Finding(kind="calibration", severity="info", count=count, message=f"{count} pictures, of every class")]
+    return [Finding(kind="calibration", severity="info", count=count, message=f"{count} {noun}, of every class")]
