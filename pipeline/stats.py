@@ -78,7 +78,7 @@ def percentiles(
     pooled = np.concatenate(series)
     draws = _quantile_draws(series, [q / 100 for q in qs], np.random.default_rng(seed), replicates)
     return tuple(
-        None if q >= 99 and len(pooled) < P99_SAMPLES else _estimate(nearest_rank(pooled, q / 100), drawn)
+        None if q >= 99 and len(pooled) < P99_SAMPLES else estimate(nearest_rank(pooled, q / 100), drawn)
         for q, drawn in zip(qs, draws, strict=True)
     )
 
@@ -92,7 +92,7 @@ def median_ratio(
         return None
     rng = np.random.default_rng(seed)
     draws = _quantile_draws(top, [0.5], rng, replicates)[0] / _quantile_draws(bottom, [0.5], rng, replicates)[0]
-    return _estimate(nearest_rank(np.concatenate(top), 0.5) / nearest_rank(np.concatenate(bottom), 0.5), draws)
+    return estimate(nearest_rank(np.concatenate(top), 0.5) / nearest_rank(np.concatenate(bottom), 0.5), draws)
 
 
 def nearest_rank(samples: Floats, q: float) -> float:
@@ -176,7 +176,7 @@ def metric_interval(correct: Bools, labels: Ints, *, metric: Metric, groups: Seq
     which is the careful end: they are taken to agree with each other fully.
     """
     strata = _strata(labels, metric)
-    parts = [_recall(correct[s], _clusters(groups, s)) for s in strata]
+    parts = [_recall(correct[s], clusters(groups, s)) for s in strata]
     value = float(np.mean([p.value for p in parts]))
     below = math.sqrt(sum((p.value - (p.low or 0.0)) ** 2 for p in parts)) / len(parts)
     above = math.sqrt(sum(((p.high or 0.0) - p.value) ** 2 for p in parts)) / len(parts)
@@ -225,9 +225,9 @@ def paired_drop(
     strata = _strata(labels, metric)
     draws = np.zeros(replicates)
     for rows in strata:
-        draws += _drop_draws(_types(difference[rows], _clusters(groups, rows)), len(strata), rng, replicates)
+        draws += _drop_draws(_types(difference[rows], clusters(groups, rows)), len(strata), rng, replicates)
     value = metric_value(reference, labels, metric) - metric_value(candidate, labels, metric)
-    return _estimate(100 * value, 100 * draws / len(strata))
+    return estimate(100 * value, 100 * draws / len(strata))
 
 
 def samples_needed(drop: Estimate, margin: float, pictures: int) -> int | None:
@@ -270,7 +270,7 @@ def _strata(labels: Ints, metric: Metric) -> list[Ints]:
     return [np.flatnonzero(labels == k) for k in np.unique(labels)]
 
 
-def _clusters(groups: Sequence[str] | None, rows: Ints) -> Ints:
+def clusters(groups: Sequence[str] | None, rows: Ints) -> Ints:
     """Cluster index of each of the rows; a row without a group is a cluster of its own."""
     if groups is None:
         return np.arange(len(rows))
@@ -300,7 +300,7 @@ def _drop_draws(stratum: _Stratum, strata: int, rng: np.random.Generator, replic
     return np.asarray(sums[:, 0] / sums[:, 1] + added / clusters)
 
 
-def _estimate(value: float, draws: npt.NDArray[Any]) -> Estimate:
+def estimate(value: float, draws: npt.NDArray[Any]) -> Estimate:
     """The percentile interval, which always holds the value itself."""
     low, high = np.quantile(draws, DRAWS)
     return Estimate(value=value, low=min(value, float(low)), high=max(value, float(high)))
