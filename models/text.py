@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from distilledge.models.text_build import from_config, student_of, with_task
 from distilledge.models.text_language import mask_tokens, next_tokens
 from distilledge.models.text_names import LAYOUTS
 from distilledge.models.text_net import Pooling, TextNet
+from distilledge.models.text_training import parameter_groups, profile, train_mode
+from distilledge.models.text_weights import directory_of, from_pretrained, read_config
 
-__all__ = ["LAYOUTS", "Pooling", "TextNet", "create", "mask_tokens", "next_tokens"]
+__all__ = [
+    "LAYOUTS",
+    "Pooling",
+    "TextNet",
+    "create",
+    "directory_of",
+    "from_config",
+    "from_pretrained",
+    "mask_tokens",
+    "next_tokens",
+    "parameter_groups",
+    "profile",
+    "read_config",
+    "student_of",
+    "train_mode",
+    "with_task",
+]
 
 
 def create(architecture: dict[str, Any]) -> TextNet:

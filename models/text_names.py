@@ -95,6 +95,8 @@ LAYOUTS: dict[str, Layout] = {
 }
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 """Their first position is numbered pad_token_id + 1."""
+LEARNED_POSITIONS = (*OFFSET_POSITIONS, "bert", "electra", "distilbert", "deberta-v2", "gpt2")
+"""They have a table of positions, and take no text that is longer."""
 
 
 def layout(model_type: str) -> Layout:

@@ -164,14 +164,14 @@ def build_backbone(config: dict[str, Any], vocabulary: list[int] | None) -> nn.M
         fields |= {"vocab_size": len(vocabulary), "pad_token_id": None}
     settings = AutoConfig.for_model(config["model_type"], **fields)
     settings.use_cache = False
-    kind: Any = AutoModelForTextEncoding if settings.is_encoder_decoder else AutoModel
+    two_sided = bool(settings.is_encoder_decoder)  # transformers changes it while building
+    kind: Any = AutoModelForTextEncoding if two_sided else AutoModel
     try:
         model: nn.Module = kind.from_config(settings, dtype=torch.float32)
     except (ValueError, AssertionError, ZeroDivisionError) as error:
-        raise UsageError(
-            "E2432", f"impossible configuration of {config['model_type']}: {error}", "edit text.config"
-        ) from error
-    if settings.is_encoder_decoder:
+        what = f"impossible configuration of {config['model_type']}: {error}"
+        raise UsageError("E2432", what, "edit text.config") from error
+    if two_sided:
         model = model.get_submodule("encoder")
     if hasattr(model, "pooler"):
         model.pooler = None
@@ -185,7 +185,7 @@ def remap_rows(vocabulary: list[int], tokens: int, unknown_id: int | None, pad_i
     if len(row) < len(vocabulary) or shared not in row or not all(0 <= token < tokens for token in vocabulary):
         raise UsageError(
             "E2433",
-            f"a trimmed vocabulary must keep each id of 0..{tokens - 1} at most once, and the unknown token's ({shared})",
+            f"a trimmed vocabulary must name ids of 0..{tokens - 1} once each, the unknown token's ({shared}) too",
             "keep the special tokens first",
         )
     return torch.tensor([row.get(token, row[shared]) for token in range(tokens)], dtype=torch.int32)

@@ -21,9 +21,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimizer groups ``{"params", "lr", "weight_decay"}`` in a stable order, one for each pair of values.
 
-    Biases and 1-D parameters get no decay. The learning rate of a layer is ``layer_decay`` times that of the layer above
-    it, embeddings lowest; the head has ``lr``. ``freeze_backbone`` sets ``requires_grad``: the head alone is trained;
-    with adapters (``text_lora.add``) these and the head are.
+    Biases and 1-D parameters get no decay. The learning rate of a layer is ``layer_decay`` times that of the layer
+    above it, embeddings lowest; the head has ``lr``. ``requires_grad`` is set: with ``freeze_backbone`` the head alone
+    is trained, with adapters (``text_lora.add``) they and the head.
     """
     assert isinstance(model, TextNet)
     adapted = any(ADAPTER in name for name, _ in model.named_parameters())
@@ -38,7 +38,7 @@ def parameter_groups(
 
 
 def depth(model: TextNet, name: str) -> int:
-    """Of a parameter: 0 for embeddings, i + 1 for layer i, the number of layers for norms above them, one more: head."""
+    """Of a parameter: 0 of embeddings, i + 1 of layer i and, after the last, of the final norm, one more of the head."""
     layers = int(model.config.num_hidden_layers)
     if name.startswith(HEAD):
         return layers + 1

@@ -20,7 +20,8 @@ from distilledge.models.vision_names import (
     reset_head,
 )
 from distilledge.models.vision_training import Profile, parameter_groups, profile, train_mode
-from distilledge.models.vision_weights import Loaded, load_weights, read_weights
+from distilledge.models.vision_weights import Loaded, load_weights
+from distilledge.models.weights import read_weights
 
 __all__ = [
     "VARIANTS",
