@@ -6,11 +6,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from distilledge.pipeline.recipe import Measure
-from distilledge.pipeline.record import ExportResult, Measurements, Sample, Scores
-from distilledge.targets.base import Exported, Measurement
+import numpy as np
+
+from distilledge.pipeline.outcomes import write_outcomes
+from distilledge.pipeline.recipe import Measure, TaskName
+from distilledge.pipeline.record import ExportResult, Measurements, Sample, Scores, TextRow
+from distilledge.targets.base import Exported, Measurement, Predictions
 from distilledge.targets.devices import DEVICES
 from distilledge.targets.measure import Candidate, measure, score
+from distilledge.targets.ondevice.text import TextEncoder
 
 QUICK_SAMPLES = 256
 """Timed inferences under ``measure.quick``: below what is reportable, and labelled as such."""
@@ -63,6 +67,26 @@ def gather(parts: Sequence[tuple[Scores, Path]], out: Path) -> Scores:
     """All predictions in one directory."""
     for scores, directory in parts:
         for item in scores.items:
-            shutil.copyfile(directory / item.logits, out / item.logits)
+            for name in filter(None, (item.logits, item.outcomes)):
+                shutil.copyfile(directory / name, out / name)
     first = parts[0][0]
     return Scores(items=tuple(i for s, _ in parts for i in s.items), labels=first.labels, paths=first.paths)
+
+
+def with_outcomes(
+    items: Sequence[Predictions],
+    out: Path,
+    texts: Sequence[tuple[Sample, TextRow]],
+    task: TaskName,
+    encoder: TextEncoder,
+    classes: Sequence[str],
+) -> tuple[Predictions, ...]:
+    """Write what each file's logits in ``out`` come to, beside them. ``encoder``: the one the files were scored with."""
+    rows, labels = [row for _, row in texts], [sample.label for sample, _ in texts]
+    made = []
+    for item in items:
+        name = item.logits.removesuffix(".npy") + ".outcomes.npz"
+        logits = np.load(out / item.logits)
+        write_outcomes(out / name, task, logits, rows, encoder, classes, labels=labels)
+        made.append(item.model_copy(update={"outcomes": name}))
+    return tuple(made)

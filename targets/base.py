@@ -112,6 +112,8 @@ class Measurement(Value):
     runtime_version: str
     execution_precision: str
     """As read back from the loaded model, such as ``f32``."""
+    length: int | None = None
+    """Tokens of every timed text, where texts of one length were timed (``measure.lengths``)."""
     flags: tuple[str, ...] = ()
     """Such as ``OTHER_LOAD``; a flagged result is kept, and the report says so beside every comparison."""
     int8_slower_than_float: bool = False
@@ -148,3 +150,5 @@ class Predictions(Value):
     split: str
     logits: str
     seconds: float
+    outcomes: str | None = None
+    """Of texts: a .npz beside, the counts and answers that the logits come to (``pipeline.outcomes``)."""
