@@ -11,17 +11,20 @@ from pathlib import Path
 from distilledge.pipeline.data.formats import detect, folder_paths, list_unlabelled
 from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.data.manifest import check_columns, find, read
-from distilledge.pipeline.recipe import Data
+from distilledge.pipeline.data.text_formats import detect_text, text_files
+from distilledge.pipeline.recipe import Data, TaskName
 
 THREADS = 4
 """Reading and hashing release the interpreter's lock."""
 
 
-def content_hash(data: Data) -> str:
-    """sha256 over the relative names and contents of the pictures and the manifest.
+def content_hash(data: Data, task: TaskName = "image-classification") -> str:
+    """sha256 over the relative names and contents of the pictures and the manifest, or of the files of texts.
 
     Generated sets: over their parameters. Hub names: over the name. Where the data lies does not matter.
     """
+    if task != "image-classification":
+        return _text_hash(data)
     kind = detect(data)
     if kind == "synthetic":
         return _digest(["synthetic", data.synthetic.model_dump_json()])
@@ -34,19 +37,33 @@ def content_hash(data: Data) -> str:
     return _hash_files(path, folder_paths(path))
 
 
-def location(data: Data) -> str:
+def _text_hash(data: Data) -> str:
+    kind = detect_text(data)
+    if kind == "synthetic":
+        return _digest(["tickets", data.tickets.model_dump_json()])
+    path = Path(expand(data.path))
+    if kind != "huggingface":
+        files = [file for _, file in text_files(path)]
+        return _hash_files(files[0].parent, [file.name for file in files])
+    return _hash_files(path, folder_paths(path)) if path.is_dir() else _digest(["hub", data.path])
+
+
+def location(data: Data, task: TaskName = "image-classification") -> str:
     """The ``Splits.root`` that the data stage will record: not part of the content, but a result that names it is stale
-    where the data has moved.
+    where the data has moved. Texts are kept by the data stage.
     """
-    kind = detect(data)
-    if kind in ("synthetic", "huggingface"):
+    kind = "texts" if task != "image-classification" else detect(data)
+    if kind in ("texts", "synthetic", "huggingface"):
         return "."
     path = Path(expand(data.path))
     return str((find(path).parent if kind == "manifest" else path).resolve())
 
 
 def unlabelled_hash(path: str) -> str:
-    """The same of a folder without labels."""
+    """The same of a folder of pictures or a file of texts without labels."""
+    file = Path(expand(path))
+    if file.is_file():
+        return _hash_files(file.parent, [file.name])
     source = list_unlabelled(path)
     return _hash_files(source.root, [row.path for row in source.rows])
 

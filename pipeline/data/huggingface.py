@@ -137,17 +137,36 @@ def _rows(part: Any, image: str, label: str, columns: Columns) -> Iterator[tuple
 
 
 def _meanings(part: Any, label: str, columns: Columns) -> Iterator[Meaning]:
-    import datasets
-
-    names = part.features[label].names if isinstance(part.features[label], datasets.ClassLabel) else None
-    for row in part:
-        value, group, own = row[label], row.get(columns.group), row.get(columns.split)
-        missing = value is None or (names is not None and value < 0)
+    for row in plain_rows(part):
+        value, group, own = row.get(label), row.get(columns.group), row.get(columns.split)
         yield Meaning(
-            None if missing else names[value] if names else str(value),
+            None if value is None else str(value),
             None if group is None else str(group),
             _split(str(own), columns.split) if own else None,
         )
+
+
+def plain_rows(part: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a ``datasets.Dataset`` without their empty fields; class labels, alone or in lists, by their names."""
+    names = {column: of for column, feature in part.features.items() if (of := _label_names(feature)) is not None}
+    for row in part:
+        for column, of in names.items():
+            row[column] = _named(row[column], of)
+        yield {column: value for column, value in row.items() if value is not None}
+
+
+def _label_names(feature: Any) -> list[str] | None:
+    import datasets
+
+    inner = getattr(feature, "feature", feature)  # of a list: that of its items
+    return list(inner.names) if isinstance(inner, datasets.ClassLabel) else None
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """None for a label that is not there: None or -1."""
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    return None if value is None or value < 0 else names[value]
 
 
 def _file(path: str) -> bytes:

@@ -37,6 +37,16 @@ def settle(
     return kept, [audit.Bad(rows[i].path, rows[i].split or "", why) for i, why in sorted(reasons.items())]
 
 
+def comparable(rows: Sequence[Row]) -> tuple[list[int], list[str], set[str]]:
+    """What is looked through for near-duplicates: indices without the unlabelled, the part of each, and the parts
+    inside which pairs matter too, because they are still to be cut.
+    """
+    ours = [i for i, row in enumerate(rows) if row.split != "unlabelled"]
+    given = {rows[i].split for i in ours}
+    within = {"all"} | ({"train"} if not given >= set(splits.PARTS) else set())
+    return ours, [rows[i].split or "all" for i in ours], within
+
+
 def cut(
     rows: Sequence[Row], sets: Iterable[Sequence[int]], alike: Iterable[Pair], wanted: SplitFractions, seed: int
 ) -> list[Row]:

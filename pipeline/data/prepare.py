@@ -12,7 +12,7 @@ from distilledge.models.errors import DistilledgeError
 from distilledge.pipeline.data import audit, splits
 from distilledge.pipeline.data.duplicates import COPY_BITS, Pair, is_copy, near, same
 from distilledge.pipeline.data.formats import list_unlabelled, listing
-from distilledge.pipeline.data.judge import calibrate, cut, digest, settle, write_lines
+from distilledge.pipeline.data.judge import calibrate, comparable, cut, digest, settle, write_lines
 from distilledge.pipeline.data.listing import Finding, Listing, Row, shown
 from distilledge.pipeline.data.pictures import Facts, examine_all, gray
 from distilledge.pipeline.recipe import Data
@@ -87,7 +87,8 @@ def _labelled(source: Listing) -> list[Row]:
     """The rows, with labels and given splits checked before anything is decoded."""
     rows = [row for row in source.rows if row.split != "unlabelled"]
     labels = [row.label or "" for row in rows]
-    splits.check_classes(labels, [row.split for row in rows], [row.line for row in rows], source.source)
+    places = [f"{source.source}:{row.line}" if row.line else source.source for row in rows]
+    splits.check_classes(labels, [row.split for row in rows], places, source.source)
     given = {row.split for row in rows} - {None}
     if given >= set(splits.PARTS):
         splits.check_coverage(labels, [row.split or "train" for row in rows], source.source)
@@ -115,11 +116,9 @@ def _look(source: Listing, rows: Sequence[Row], spec: InputSpec, workers: int) -
 def _alike(source: Listing, looked: Looked, spec: InputSpec, data: Data) -> Alike:
     """Near pairs between splits, and inside what is still to be cut; those of equal size are compared by pixels."""
     rows, facts = looked.rows, looked.facts
-    ours = [i for i, row in enumerate(rows) if row.split != "unlabelled"]
-    given = {rows[i].split for i in ours}
-    within = {"all"} | ({"train"} if not given >= set(splits.PARTS) else set())
+    ours, parts, within = comparable(rows)
     bits = max(data.near_duplicate_bits, COPY_BITS)
-    found, cut = near([facts[i].phash for i in ours], [rows[i].split or "all" for i in ours], bits, within)
+    found, cut = near([facts[i].phash for i in ours], parts, bits, within)
     alike = Alike([], [], cut)
     for first, second, distance in found:
         pair = Pair(ours[first], ours[second], distance)

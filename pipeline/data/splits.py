@@ -79,15 +79,17 @@ def _draw(seed: int, *names: str) -> bytes:
 def check_classes(
     labels: Sequence[str],
     splits: Sequence[Split | None],
-    lines: Sequence[int],
+    places: Sequence[str],
     source: str,
     noun: str = "pictures",
 ) -> None:
-    """At least two classes, and none that train lacks. Raises RejectedError with the line and the closest class."""
+    """At least two classes, and none that train lacks. ``places``: where each label stands.
+
+    Raises RejectedError with the place and the closest class.
+    """
     known = {c for c, split in zip(labels, splits, strict=True) if split in (None, "train")}
-    for label, split, line in zip(labels, splits, lines, strict=True):
+    for label, split, where in zip(labels, splits, places, strict=True):
         if known and label not in known:
-            where = f"{source}:{line}" if line else source
             near = closest(label, known)
             hint = f"did you mean {near}" if near else f"classes of train: {few(sorted(known), 12)}"
             raise RejectedError("E3108", f"unknown label {shown(label)!r} in {split}, absent from train: {where}", hint)
