@@ -81,7 +81,7 @@ def with_outcomes(
     encoder: TextEncoder,
     classes: Sequence[str],
 ) -> tuple[Predictions, ...]:
-    """Write what each file's logits in ``out`` come to, beside them. ``encoder``: the one the files were scored with."""
+    """Write what each file's logits in ``out`` come to, beside them. ``encoder``: of the file that was scored."""
     rows, labels = [row for _, row in texts], [sample.label for sample, _ in texts]
     made = []
     for item in items:

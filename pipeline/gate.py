@@ -2,7 +2,7 @@
 
 Every check of an estimate is a non-inferiority test at its 95 % interval: it *holds* when the whole interval lies
 within the limit, *fails* when the whole interval lies beyond it, and is *inconclusive* when the interval straddles the
-limit, with the number of pictures that would decide. A small test set therefore leaves honest "inconclusive" verdicts,
+limit, with the number of pictures or texts that would decide. A small test set therefore leaves honest "inconclusive" verdicts,
 never a pass by default: with 200 pictures and no disagreement at all, a drop of 1 point can just be excluded.
 
 Each runtime *ships* its most compressed file; the run's outcome is the worst of those. The other files are steps on the
@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from distilledge.pipeline import stats
+from distilledge.pipeline import stats, stats_counts
+from distilledge.pipeline.outcomes import Outcomes, classified, distinct, of_rows
 from distilledge.pipeline.recipe import Budget, Recipe
 from distilledge.pipeline.record import Check, ExportResult, Measurements, Scores, Verdict, Verdicts
 from distilledge.pipeline.stats import Estimate
@@ -41,15 +42,18 @@ MB = 1e6
 
 
 class Evidence(NamedTuple):
-    """What verdicts are drawn from: answers of every file on the same pictures, timings, files."""
+    """What verdicts are drawn from: answers of every file on the same pictures or texts, timings, files."""
 
     recipe: Recipe
     predictions: tuple[Predictions, ...]
     logits: Arrays
-    """By ``Predictions.name``: (N, classes)."""
+    """By ``Predictions.name``: (N, classes), or of tokens (N, L, K)."""
     labels: npt.NDArray[np.int64]
+    """0 where a labelled text has no single one."""
     groups: Sequence[str] | None
     measurements: tuple[Measurement, ...]
+    outcomes: Mapping[str, Outcomes] = {}
+    """By ``Predictions.name``, with the counts of the recipe's metric."""
 
     def find(self, role: str, runtime: str, precision: str) -> Predictions | None:
         return next(
@@ -57,22 +61,40 @@ class Evidence(NamedTuple):
         )
 
     def correct(self, predictions: Predictions) -> stats.Bools:
-        return np.asarray(self.logits[predictions.name].argmax(axis=1) == self.labels)
+        """Which samples are answered right in whole."""
+        return self.outcomes[predictions.name].right
+
+    def counts(self, predictions: Predictions) -> stats.Floats:
+        return self.outcomes[predictions.name].counts
+
+    def value(self, predictions: Predictions) -> Estimate:
+        """The recipe's metric, as a fraction."""
+        chosen: dict[str, Any] = {"metric": self.recipe.metric, "groups": self.groups, "seed": self.recipe.seed}
+        return stats_counts.interval(self.counts(predictions), self.labels, **chosen)
 
     def drop(self, reference: Predictions, candidate: Predictions) -> Estimate:
         """Points of the recipe's metric that ``candidate`` lies below ``reference``."""
-        return stats.paired_drop(
-            self.correct(reference),
-            self.correct(candidate),
+        return stats_counts.drop(
+            self.counts(reference),
+            self.counts(candidate),
             self.labels,
             metric=self.recipe.metric,
             groups=self.groups,
             seed=self.recipe.seed,
         )
 
+    def p_value(self, reference: Predictions, candidate: Predictions) -> float:
+        """That the two are the same, by the recipe's metric."""
+        pair = (self.counts(reference), self.counts(candidate))
+        return stats_counts.p_value(*pair, metric=self.recipe.metric, groups=self.groups, seed=self.recipe.seed)
+
     def timing(self, role: str, runtime: str, precision: str) -> Measurement | None:
-        """The measurement of a file with the recipe's first number of threads (0: the most there is)."""
+        """The measurement of a file with the recipe's first number of threads (0: the most there is).
+
+        Of texts as they come; where only single lengths were timed, of the longest.
+        """
         found = [m for m in self.measurements if (m.role, m.runtime, m.precision) == (role, runtime, precision)]
+        found = [m for m in found if m.length is None] or sorted(found, key=lambda m: -(m.length or 0))
         wanted = self.recipe.measure.threads[0]
         exact = [m for m in found if m.threads == wanted]
         return next(iter(exact or sorted(found, key=lambda m: -m.threads)), None)
@@ -93,26 +115,47 @@ def judge(
     measurements: Measurements,
     exports: Iterable[ExportResult],
     groups: Sequence[str] | None = None,
+    *,
+    outcomes: Mapping[str, Outcomes] | None = None,
 ) -> Verdicts:
     """A verdict on every student file.
 
-    ``logits``: name of the predictions -> (N, classes). ``groups``: one name per picture of ``scores.paths``; pictures
-    of one group are no independent evidence and are drawn together ("" is a group of its own).
+    ``logits``: name of the predictions -> (N, classes). ``groups``: one name per sample of ``scores.paths``; samples of
+    one group are no independent evidence and are drawn together ("" is a group of its own). ``outcomes``: of texts, by
+    the same names.
     """
-    evidence = gather_evidence(recipe, scores, logits, measurements, groups)
     files = [file for result in exports if result.role == "student" for file in result.files]
+    classes = files[0].classes if files else ()
+    evidence = gather_evidence(recipe, scores, logits, measurements, groups, classes=classes, outcomes=outcomes)
     return Verdicts(items=tuple(_judge_file(evidence, file) for file in files))
 
 
 def gather_evidence(
-    recipe: Recipe, scores: Scores, logits: Arrays, measurements: Measurements, groups: Sequence[str] | None
+    recipe: Recipe,
+    scores: Scores,
+    logits: Arrays,
+    measurements: Measurements,
+    groups: Sequence[str] | None,
+    *,
+    classes: Sequence[str],
+    outcomes: Mapping[str, Outcomes] | None = None,
 ) -> Evidence:
-    """Leave out pictures without a label."""
+    """Leave out samples without a label. Of pictures the outcomes are made here."""
     labels = np.asarray(scores.labels, np.int64)
     rows = np.flatnonzero(labels >= 0)
     kept = {name: array[rows] for name, array in logits.items()}
+    labels = labels[rows]
+    if outcomes is None:
+        judged = {name: classified(recipe.metric, array, labels, classes) for name, array in kept.items()}
+    else:
+        judged = {name: of_rows(found, rows) for name, found in outcomes.items()}
     named = None if groups is None else [groups[int(i)] for i in rows]
-    return Evidence(recipe, scores.items, kept, labels[rows], named, measurements.items)
+    return Evidence(recipe, scores.items, kept, labels, named, measurements.items, judged)
+
+
+def noun(recipe: Recipe) -> str:
+    """What the samples are called."""
+    return "texts" if recipe.is_text else "pictures"
 
 
 def by_target(verdicts: Verdicts) -> tuple[TargetVerdict, ...]:
@@ -177,8 +220,8 @@ def _word(drop: Check | None, margin: float) -> Literal["better", "not worse", "
 def _accuracy_checks(evidence: Evidence, file: Exported, budget: Budget) -> tuple[list[Check], list[str]]:
     candidate = evidence.find("student", file.runtime, file.precision)
     if candidate is None or not len(evidence.labels):
-        return [], ["the file was not scored on labelled pictures"]
-    collapse, alarms = _distinct(evidence, candidate, file.classes)
+        return [], [f"the file was not scored on labelled {noun(evidence.recipe)}"]
+    collapse, alarms = _distinct(evidence, candidate)
     checks = [collapse]
     teacher, note = _teacher(evidence, file.runtime)
     if teacher is None:
@@ -200,17 +243,17 @@ def _teacher(evidence: Evidence, runtime: str) -> tuple[Predictions | None, str]
     return other, f"teacher in {other.runtime}" if other else ""
 
 
-def _distinct(evidence: Evidence, candidate: Predictions, classes: Sequence[str]) -> tuple[Check, list[str]]:
+def _distinct(evidence: Evidence, candidate: Predictions) -> tuple[Check, list[str]]:
     """A file that gives one answer to everything, or no number at all, fails whatever its metric says."""
     logits = evidence.logits[candidate.name]
-    answers = np.unique(logits.argmax(axis=1))
+    answers, truths = distinct(evidence.recipe.task, evidence.outcomes[candidate.name])
     finite = bool(np.isfinite(logits).all())
-    collapsed = len(answers) < 2 <= len(np.unique(evidence.labels))
+    collapsed = len(answers) < 2 <= len(truths)
     alarms = []
     if not finite:
         alarms.append("answers are not finite")
     elif collapsed:
-        alarms.append(f"collapsed: answers {classes[int(answers[0])]} to all {len(logits)} pictures")
+        alarms.append(f"collapsed: answers {min(answers)} to all {len(logits)} {noun(evidence.recipe)}")
     outcome: Literal["holds", "fails"] = "fails" if collapsed or not finite else "holds"
     check = Check(what=DISTINCT, value=len(answers), low=None, high=None, limit=None, outcome=outcome)
     return check, alarms
@@ -229,7 +272,8 @@ def _drop_check(
     if check.outcome != "inconclusive" or limit is None:
         return check
     more = stats.samples_needed(drop, limit, len(evidence.labels))
-    needs = f"needs {more:,} more pictures" if more else "lies at the margin: more pictures would not decide"
+    what_kind = noun(evidence.recipe)
+    needs = f"needs {more:,} more {what_kind}" if more else f"lies at the margin: more {what_kind} would not decide"
     return check.model_copy(update={"note": "; ".join(filter(None, (note, needs)))})
 
 

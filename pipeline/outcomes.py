@@ -6,7 +6,7 @@ logits and labels say all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,13 +14,15 @@ import numpy as np
 
 from distilledge.models import metrics, metrics_text
 from distilledge.pipeline import stats_counts
-from distilledge.pipeline.decode import TAB, Answered, Floats, Ints, Logits, best_span, decode, joined, named
+from distilledge.pipeline.decode import TAB, Answered, Bools, Floats, Ints, Logits, best_span, decode, joined, named
 from distilledge.pipeline.recipe import METRICS, MetricName, TaskName
 from distilledge.pipeline.record import TextRow
+from distilledge.targets.base import Predictions
 
 if TYPE_CHECKING:
     from distilledge.targets.ondevice.text import TextEncoder
 
+ACCURACY: MetricName = "accuracy"
 SINGLE_LABEL: tuple[TaskName, ...] = ("image-classification", "text-classification")
 Judged = tuple[dict[MetricName, Floats], tuple[str, ...]]
 """Counts by metric, and the truths in words."""
@@ -33,6 +35,8 @@ class Outcomes(NamedTuple):
     """(N, k) of one metric; ``stats_counts.value`` is what they add up to."""
     answers: tuple[str, ...]
     truths: tuple[str, ...]
+    right: Bools
+    """(N,) whether the whole answer is right: every label, every tag, one of the true answers."""
     confidence: Floats
     spans: Ints
     positions: Ints
@@ -63,14 +67,22 @@ def outcomes(
 def classified(metric: MetricName, logits: Logits, labels: Ints, classes: Sequence[str]) -> Outcomes:
     """Of pictures: needs no text."""
     answered = decode("image-classification", logits, (), None, classes)
-    counts = _class_counts(metric, answered.chosen, labels, len(classes))
-    return Outcomes(counts, answered.answers, named(labels, classes), *answered[2:])
+    by_metric = {m: _class_counts(m, answered.chosen, labels, len(classes)) for m in dict.fromkeys((metric, ACCURACY))}
+    return _of_metric(metric, by_metric, answered, named(labels, classes), labels)._replace(others={})
 
 
 def of_rows(found: Outcomes, rows: Ints) -> Outcomes:
     """The same of some of the samples; ``others`` stay those of all."""
-    words = (tuple(part[i] for i in rows) for part in (found.answers, found.truths))
-    return Outcomes(found.counts[rows], *words, *(part[rows] for part in found[3:6]), found.others)
+    return Outcomes(
+        counts=found.counts[rows],
+        answers=tuple(found.answers[i] for i in rows),
+        truths=tuple(found.truths[i] for i in rows),
+        right=found.right[rows],
+        confidence=found.confidence[rows],
+        spans=found.spans[rows],
+        positions=found.positions[rows],
+        others=found.others,
+    )
 
 
 def distinct(task: TaskName, found: Outcomes) -> tuple[set[str], set[str]]:
@@ -95,8 +107,18 @@ def _tags(sentences: Sequence[str]) -> set[str]:
 def _of_metric(
     metric: MetricName, counts: Mapping[MetricName, Floats], answered: Answered, truths: tuple[str, ...], labels: Ints
 ) -> Outcomes:
-    others = {m: stats_counts.value(c, labels, metric=m) for m, c in counts.items() if m != metric}
-    return Outcomes(counts[metric], answered.answers, truths, *answered[2:], others)
+    whole = counts.get("exact_match", counts.get(ACCURACY))
+    assert whole is not None  # every task has one of the two
+    return Outcomes(
+        counts=counts[metric],
+        answers=answered.answers,
+        truths=truths,
+        right=whole[:, 0] >= (whole[:, 1] if whole.shape[1] > 1 else 1),
+        confidence=answered.confidence,
+        spans=answered.spans,
+        positions=answered.positions,
+        others={m: stats_counts.value(c, labels, metric=m) for m, c in counts.items() if m != metric},
+    )
 
 
 # --- counts: answers against truths ----------------------------------------------------------------------------------
@@ -186,6 +208,11 @@ def read_outcomes(path: Path, metric: MetricName) -> Outcomes:
         answers, truths = (tuple(file[name].tolist()) for name in ("answers", "truths"))
         answered = Answered(None, answers, file["confidence"], file["spans"], file["positions"])
         return _of_metric(metric, counts, answered, truths, file["labels"])
+
+
+def read_all(items: Iterable[Predictions], directory: Path, metric: MetricName) -> dict[str, Outcomes]:
+    """Outcomes of every file of a score stage, by its name."""
+    return {item.name: read_outcomes(directory / item.outcomes, metric) for item in items if item.outcomes}
 
 
 # --- during training -------------------------------------------------------------------------------------------------

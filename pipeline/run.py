@@ -229,12 +229,14 @@ def _gate(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Verdicts:
     import numpy as np
 
     from distilledge.pipeline.gate import judge
+    from distilledge.pipeline.outcomes import read_all
 
     score = chain.done["score"]
     logits = {item.name: np.load(score.path / item.logits) for item in score.value.items}
     exports = [e.value for e in chain.exports()]
     groups = [s.group for s in chain.samples("test")]
-    return judge(chain.recipe, score.value, logits, chain.done["measure"].value, exports, groups)
+    outcomes = read_all(score.value.items, score.path, chain.recipe.metric) if chain.recipe.is_text else None
+    return judge(chain.recipe, score.value, logits, chain.done["measure"].value, exports, groups, outcomes=outcomes)
 
 
 BUILDERS: dict[str, tuple[type[BaseModel], Callable[[Chain, Step, Path, Path], Any]]] = {
@@ -303,7 +305,7 @@ def _raise_verdict(chain: Chain) -> None:
     """Exit 5 for a missed budget, 10 for an undecided one, after the report is written (``gate.on_fail: stop``)."""
     if "gate" not in chain.done or chain.recipe.gate.on_fail == "report":
         return
-    from distilledge.pipeline.gate import by_target
+    from distilledge.pipeline.gate import by_target, noun
 
     shipped = [target.shipped for target in by_target(chain.done["gate"].value)]
     failed = [v.name for v in shipped if v.outcome == "fail"]
@@ -316,5 +318,5 @@ def _raise_verdict(chain: Chain) -> None:
         raise InconclusiveError(
             "EA001",
             f"the test set is too small to decide: {', '.join(undecided)}",
-            "add test pictures, or widen `budgets`",
+            f"add test {noun(chain.recipe)}, or widen `budgets`",
         )

@@ -12,6 +12,7 @@ from distilledge.models.base import Value
 from distilledge.pipeline import gate
 from distilledge.pipeline.data.content import location
 from distilledge.pipeline.gate import Evidence
+from distilledge.pipeline.outcomes import read_all
 from distilledge.pipeline.record import (
     Checkpoint,
     ExportResult,
@@ -111,7 +112,16 @@ def _read(run: RunRecord, stage: str, record: type[V]) -> V | None:
 def _evidence(run: RunRecord, stages: _Stages) -> Evidence:
     """The same evidence that the gate judged."""
     logits = {item.name: np.load(run.directory("score") / item.logits) for item in stages.scores.items}
-    return gate.gather_evidence(run.recipe, stages.scores, logits, stages.measurements, _groups(stages))
+    outcomes = read_all(stages.scores.items, run.directory("score"), run.recipe.metric) if run.recipe.is_text else None
+    return gate.gather_evidence(
+        run.recipe,
+        stages.scores,
+        logits,
+        stages.measurements,
+        _groups(stages),
+        classes=stages.splits.classes,
+        outcomes=outcomes,
+    )
 
 
 def _groups(stages: _Stages) -> list[str] | None:

@@ -92,8 +92,7 @@ def metric(evidence: Evidence, predictions: Predictions) -> Estimate | None:
     """The recipe's metric in points; None without labelled pictures."""
     if not len(evidence.labels):
         return None
-    correct = evidence.correct(predictions)
-    found = stats.metric_interval(correct, evidence.labels, metric=evidence.recipe.metric, groups=evidence.groups)
+    found = evidence.value(predictions)
     return Estimate(value=100 * found.value, low=100 * (found.low or 0.0), high=100 * (found.high or 0.0))
 
 
