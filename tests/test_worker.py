@@ -117,7 +117,7 @@ def test_load_time_and_score(worker: LocalWorker, model: Path, pictures: list[st
     assert min(loaded["load_ns"], loaded["first_inference_ns"]) > 0
 
     np.save(tmp_path / "in.npy", np.zeros((3, SIDE, SIDE, 3), np.uint8))
-    assert worker.request({"op": "inputs", "path": str(tmp_path / "in.npy")}, 10)["pictures"] == 3
+    assert worker.request({"op": "inputs", "path": str(tmp_path / "in.npy")}, 10)["rows"] == 3
     block = worker.request({"op": "block", "n": 50, "lead": 2}, 10)
     assert len(block["latency_ns"]) == 50
     assert 0 < sum(block["latency_ns"]) <= block["wall_ns"]
@@ -304,10 +304,10 @@ def test_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
 
 
 def test_worker_runs_from_a_pushed_folder(tmp_path: Path) -> None:
-    """Four files and nothing of ours around them; files named like standard modules do no harm."""
+    """Five files and nothing of ours around them; files named like standard modules do no harm."""
     source, folder = Path(ondevice.__path__[0]), tmp_path / "pushed"
     folder.mkdir()
-    for name in ("worker.py", "session.py", "preprocess.py", "facts.py"):
+    for name in ("worker.py", "session.py", "preprocess.py", "text.py", "facts.py"):
         shutil.copy(source / name, folder)
     (folder / "inspect.py").write_text("raise RuntimeError('not this one')\n")
     model = tiny_onnx(tmp_path / "model.onnx")

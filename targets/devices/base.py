@@ -36,7 +36,7 @@ class WorkerHandle(Protocol):
     def request(self, message: Message, timeout_s: float) -> Message:
         """The answer. ``timeout_s``: longest silence; progress lines count as life.
 
-        Raises ``IntegrityError``, ``RejectedError`` (picture, model, death by a fault), ``MissingPackageError``,
+        Raises ``IntegrityError``, ``RejectedError`` (picture, text, model, death by a fault), ``MissingPackageError``,
         ``ResourceError`` (time, memory, SIGKILL) or ``DeviceError`` (the worker is gone).
         """
 
@@ -83,6 +83,8 @@ def refusal(answer: Message) -> DistilledgeError:
         return RejectedError(
             "E3020", f"picture refused on the device: {text}", "remove it, or run the data audit again"
         )
+    if kind == "text":
+        return RejectedError("E3023", f"text refused on the device: {text}", "remove it, or run the data audit again")
     if kind == "missing":
         package = PACKAGES.get(text.partition(".")[0], text.partition(".")[0])
         return MissingPackageError("E4020", f"the device has no package {package}", f"pip install {package}")

@@ -7,7 +7,7 @@ Choices that decide the figures, measured on two x86 cores:
 - OpenVINO: the execution precision is always set (its default differs between CPUs: f32, bf16 or f16) and read back:
   f32 for fp32 and int8 files; f16 for fp16 files where the CPU has it, else f32. It is not always the faster one.
 - TFLite: the runtime's default resolver, which applies XNNPACK; ``ai_edge_litert`` or, where that is missing,
-  ``tflite_runtime``.
+  ``tflite_runtime``. A text file has a signature for each length; one takes memory when it is first used.
 """
 
 from __future__ import annotations
@@ -22,24 +22,31 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-Uint8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
+Rows = Sequence[npt.NDArray[Any]]
+"""Pictures uint8 (H, W, 3), also as one array (N, H, W, 3); or texts int32 (L,), padded to a length the file has."""
+
+LENGTH = "length_"
+"""What the name of a TFLite signature begins with; then the number of tokens it takes."""
 
 
 class Session(Protocol):
-    """A loaded model with uint8 (1, H, W, 3) in and logits out."""
+    """A loaded model with uint8 (1, H, W, 3) or int32 (1, L) in and logits out, batch 1."""
 
     runtime_version: str
     execution_precision: str
     """As the runtime reports it, such as ``f32``; ONNX Runtime and TFLite have no choice on a CPU."""
     threads: int
     input_shape: tuple[int, ...]
+    """-1 where any length is taken, or one of several."""
+    example: npt.NDArray[Any]
+    """A row of zeros that it takes."""
 
-    def run(self, images: Uint8Array) -> FloatArray:
-        """Logits float32 (N, classes) of uint8 (N, H, W, 3), one inference per picture."""
+    def run(self, rows: Rows) -> FloatArray:
+        """Logits float32, one inference per row: (N, classes); of tokens (N, longest, K) with zeros behind the ends."""
 
-    def calls(self, images: Uint8Array) -> list[Callable[[], object]]:
-        """One function per picture that runs one inference on it, results left in the runtime: what is timed."""
+    def calls(self, rows: Rows) -> list[Callable[[], object]]:
+        """One function per row that runs one inference on it, results left in the runtime: what is timed."""
 
 
 def open_session(path: str, runtime: str, threads: int, precision: str = "fp32") -> Session:
@@ -79,20 +86,20 @@ class OnnxSession:
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._ort = ort
         self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0].name
-        if self._input.type != "tensor(uint8)":
-            raise ValueError(f"{path} takes {self._input.type}, not uint8 RGB")
+        self._text = _is_text(path, self._input.type.removeprefix("tensor(").rstrip(")"))
         self.threads, self.runtime_version, self.execution_precision = threads, f"onnxruntime {ort.__version__}", "f32"
-        self.input_shape = tuple(d if isinstance(d, int) else 1 for d in self._input.shape)
+        self.input_shape = tuple(d if isinstance(d, int) else _any(self._text) for d in self._input.shape)
+        self.example = _zeros(self.input_shape)
 
-    def run(self, images: Uint8Array) -> FloatArray:
-        feeds = ({self._input.name: one} for one in _single(images))
-        return _stack([self._session.run([self._output], feed)[0] for feed in feeds])
+    def run(self, rows: Rows) -> FloatArray:
+        feeds = ({self._input.name: one} for one in _single(rows))
+        return _stack([self._session.run([self._output], feed)[0] for feed in feeds], self._text)
 
-    def calls(self, images: Uint8Array) -> list[Callable[[], object]]:
-        return [self._call(one) for one in _single(images)]
+    def calls(self, rows: Rows) -> list[Callable[[], object]]:
+        return [self._call(one) for one in _single(rows)]
 
-    def _call(self, image: Uint8Array) -> Callable[[], object]:
-        run, outputs, feed = self._session.run, [self._output], {self._input.name: image}
+    def _call(self, row: npt.NDArray[Any]) -> Callable[[], object]:
+        run, outputs, feed = self._session.run, [self._output], {self._input.name: row}
         return lambda: run(outputs, feed)
 
 
@@ -108,27 +115,29 @@ class OpenvinoSession:
             "INFERENCE_PRECISION_HINT": "f16" if halves else "f32",
         }
         compiled = core.compile_model(core.read_model(path), "CPU", config)
-        if compiled.inputs[0].get_element_type() != ov.Type.u8:
-            raise ValueError(f"{path} takes {compiled.inputs[0].get_element_type().get_type_name()}, not uint8 RGB")
+        kind = compiled.inputs[0].get_element_type().get_type_name()
+        self._text = _is_text(path, {"u8": "uint8", "i32": "int32"}.get(kind, kind))
         self._ov, self._request = ov, compiled.create_infer_request()
         self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self.runtime_version = f"openvino {ov.__version__.split('-')[0]}"
         self.execution_precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        self.input_shape = tuple(d.get_length() if d.is_static else 1 for d in compiled.inputs[0].partial_shape)
+        shape = compiled.inputs[0].partial_shape
+        self.input_shape = tuple(d.get_length() if d.is_static else _any(self._text) for d in shape)
+        self.example = _zeros(self.input_shape)
 
-    def run(self, images: Uint8Array) -> FloatArray:
+    def run(self, rows: Rows) -> FloatArray:
         outputs = []
-        for call in self.calls(images):
+        for call in self.calls(rows):
             call()
             outputs.append(np.array(self._request.get_output_tensor(0).data, np.float32))
-        return _stack(outputs)
+        return _stack(outputs, self._text)
 
-    def calls(self, images: Uint8Array) -> list[Callable[[], object]]:
-        return [self._call(one) for one in _single(images)]
+    def calls(self, rows: Rows) -> list[Callable[[], object]]:
+        return [self._call(one) for one in _single(rows)]
 
-    def _call(self, image: Uint8Array) -> Callable[[], object]:
+    def _call(self, row: npt.NDArray[Any]) -> Callable[[], object]:
         tensor, put, infer = (
-            self._ov.Tensor(image, shared_memory=True),
+            self._ov.Tensor(row, shared_memory=True),
             self._request.set_input_tensor,
             self._request.infer,
         )
@@ -146,32 +155,51 @@ class TfliteSession:
         package = "ai-edge-litert" if tflite.__name__.startswith("ai_edge") else "tflite-runtime"
         self.runtime_version = f"{package} {version(package)}"
         self._interpreter = tflite.Interpreter(model_path=path, num_threads=threads)
-        self._interpreter.allocate_tensors()
-        source, sink = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
-        if source["dtype"] is not np.uint8:
-            raise ValueError(f"{path} takes {source['dtype'].__name__}, not uint8 RGB")
-        self._in, self._out, self._scale = source["index"], sink["index"], sink["quantization"]
         self.threads, self.execution_precision = threads, "f32"
+        names = [n for n in self._interpreter.get_signature_list() if n.startswith(LENGTH)]
+        self._names = {int(name.removeprefix(LENGTH)): name for name in names}
+        self._runners: dict[int, Any] = {}
+        source, sink = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
+        self._text = _is_text(path, source["dtype"].__name__)
+        self._in, self._out, self._scale = source["index"], sink["index"], sink["quantization"]
         self.input_shape = tuple(int(d) for d in source["shape"])
+        self.example = _zeros((1, min(self._names)) if self._names else self.input_shape)
+        if len(self._names) > 1:
+            self.input_shape = (1, -1)
+        else:
+            self._interpreter.allocate_tensors()
 
-    def run(self, images: Uint8Array) -> FloatArray:
+    def run(self, rows: Rows) -> FloatArray:
         outputs = []
-        for call in self.calls(images):
-            call()
-            outputs.append(self._dequantised(self._interpreter.get_tensor(self._out)))
-        return _stack(outputs)
+        for call in self.calls(rows):
+            result = call()
+            found = self._interpreter.get_tensor(self._out) if result is None else next(iter(result.values()))
+            outputs.append(self._dequantised(found))
+        return _stack(outputs, self._text)
 
-    def calls(self, images: Uint8Array) -> list[Callable[[], object]]:
-        return [self._call(one) for one in _single(images)]
+    def calls(self, rows: Rows) -> list[Callable[[], Any]]:
+        return [self._call(one) for one in _single(rows)]
 
-    def _call(self, image: Uint8Array) -> Callable[[], object]:
+    def _call(self, row: npt.NDArray[Any]) -> Callable[[], Any]:
+        if len(self._names) > 1:
+            runner, name = self._runner(row.shape[1])
+            return lambda: runner(**{name: row})
         index, put, invoke = self._in, self._interpreter.set_tensor, self._interpreter.invoke
 
         def call() -> None:
-            put(index, image)
+            put(index, row)
             invoke()
 
         return call
+
+    def _runner(self, length: int) -> Any:
+        """The signature of a length and its input's name."""
+        if length not in self._names:
+            raise ValueError(f"the file takes {sorted(self._names)} tokens, not {length}")
+        if length not in self._runners:
+            runner = self._interpreter.get_signature_runner(self._names[length])
+            self._runners[length] = runner, next(iter(runner.get_input_details()))
+        return self._runners[length]
 
     def _dequantised(self, output: npt.NDArray[Any]) -> FloatArray:
         if output.dtype.kind == "f":
@@ -188,10 +216,38 @@ SESSIONS: dict[str, Callable[[str, int, str], Session]] = {
 }
 
 
-def _single(images: Uint8Array) -> list[Uint8Array]:
-    """Contiguous uint8 (1, H, W, 3) pictures of (N, H, W, 3)."""
-    return [np.ascontiguousarray(images[i : i + 1]) for i in range(len(images))]
+def _is_text(path: str, kind: str) -> bool:
+    if kind not in ("uint8", "int32"):
+        raise ValueError(f"{path} takes {kind}, neither uint8 RGB nor int32 ids")
+    return kind == "int32"
 
 
-def _stack(outputs: Sequence[npt.NDArray[Any]]) -> FloatArray:
-    return np.stack([np.asarray(o, np.float32).reshape(-1) for o in outputs])  # (N, classes)
+def _any(text: bool) -> int:
+    """What stands for a dynamic dimension: of pictures only the batch may be one."""
+    return -1 if text else 1
+
+
+def _zeros(shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Of one row, without the batch; where any length is taken, a short one."""
+    if len(shape) == 2:
+        return np.zeros(shape[1] if shape[1] > 0 else 8, np.int32)
+    return np.zeros(shape[1:], np.uint8)
+
+
+def _single(rows: Rows) -> list[npt.NDArray[Any]]:
+    """Contiguous arrays with a batch of one."""
+    return [np.ascontiguousarray(row)[None] for row in rows]
+
+
+def _stack(outputs: Sequence[npt.NDArray[Any]], text: bool) -> FloatArray:
+    return stack([np.asarray(o, np.float32)[0] if text else np.asarray(o, np.float32).reshape(-1) for o in outputs])
+
+
+def stack(outputs: Sequence[FloatArray], length: int = 0) -> FloatArray:
+    """(N, C) of vectors; of (L, K) outputs (N, longest or ``length``, K) with zeros behind their ends."""
+    if outputs[0].ndim == 1:
+        return np.stack(outputs)
+    stacked = np.zeros((len(outputs), length or max(map(len, outputs)), outputs[0].shape[1]), np.float32)
+    for row, output in zip(stacked, outputs, strict=True):
+        row[: len(output)] = output
+    return stacked

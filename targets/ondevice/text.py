@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -201,13 +201,3 @@ def write_rows(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:
         for row in rows:
             text, context = checked(row)
             file.write(json.dumps({"text": text, "context": context}) + "\n")
-
-
-def stack_padded(outputs: Sequence[npt.NDArray[Any]], length: int) -> npt.NDArray[np.float32]:
-    """(N, C) of vectors; (N, length, K) of (L, K) outputs, with zeros behind their ends."""
-    if outputs[0].ndim == 1:
-        return np.stack([np.asarray(o, np.float32) for o in outputs])
-    stacked = np.zeros((len(outputs), length, outputs[0].shape[1]), np.float32)
-    for row, output in zip(stacked, outputs, strict=True):
-        row[: len(output)] = output
-    return stacked

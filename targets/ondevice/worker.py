@@ -1,7 +1,10 @@
 """The program that runs on a device: it loads one model and times or scores it on request.
 
 ``python worker.py [--silence SECONDS] [--memory BYTES]``, from a folder that holds this file, ``session.py``,
-``preprocess.py`` and ``facts.py``; needs numpy, Pillow and one runtime.
+``preprocess.py``, ``text.py`` and ``facts.py``; needs numpy, Pillow and one runtime, and for texts tokenizers.
+
+Requests name pictures by ``files`` and ``spec``; texts by ``texts`` (a file of JSON lines), ``spec`` and, where only
+some of them are meant, ``start`` and ``count``.
 
 One JSON object per line on stdin, ``{"id": 1, "op": "load", ...}``; one answer per request on stdout, ``{"id": 1, "ok":
 true, ...}`` or ``{"id": 1, "ok": false, "kind": ..., "text": ...}``. Long requests also print ``{"progress": n}``.
@@ -32,14 +35,24 @@ import numpy as np
 
 if __package__:
     from distilledge.targets.ondevice import facts
-    from distilledge.targets.ondevice.preprocess import BadPicture, InputSpec, decode, fit, preprocess
-    from distilledge.targets.ondevice.session import Session, import_runtime, open_session
+    from distilledge.targets.ondevice.preprocess import BadPicture, InputSpec, preprocess
+    from distilledge.targets.ondevice.session import Session, import_runtime, open_session, stack
+    from distilledge.targets.ondevice.text import BadText, TextEncoder, TextSpec, WrongTokenizer, pad, read_rows
 else:
     import facts  # type: ignore[import-not-found,no-redef]
-    from preprocess import BadPicture, InputSpec, decode, fit, preprocess  # type: ignore[import-not-found,no-redef]
-    from session import Session, import_runtime, open_session  # type: ignore[import-not-found,no-redef]
+    from preprocess import BadPicture, InputSpec, preprocess  # type: ignore[import-not-found,no-redef]
+    from session import Session, import_runtime, open_session, stack  # type: ignore[import-not-found,no-redef]
+    from text import (  # type: ignore[import-not-found,no-redef]
+        BadText,
+        TextEncoder,
+        TextSpec,
+        WrongTokenizer,
+        pad,
+        read_rows,
+    )
 
 Message = dict[str, Any]
+Array = np.ndarray[Any, Any]
 GRACE_SECONDS = 2.0
 """After the end of stdin, a request in progress gets so long before the process ends."""
 PROGRESS_SECONDS = 1.0
@@ -50,13 +63,14 @@ class IntegrityMismatch(Exception):  # noqa: N818
 
 
 class Worker:
-    """State of one worker: the loaded model and the pictures it is timed on."""
+    """State of one worker: the loaded model, its tokenizer, and the rows it is timed on."""
 
     def __init__(self, report: Callable[[Message], None]) -> None:
         self._report = report
         self._session: Session | None = None
+        self._tokenizer = ""
         self._calls: list[Callable[[], object]] = []
-        self.picture = ""
+        self.row = ""
         self.operations: dict[str, Callable[[Message], Message]] = {
             "load": self.load,
             "inputs": self.inputs,
@@ -67,8 +81,11 @@ class Worker:
         }
 
     def load(self, request: Message) -> Message:
-        """``files``, ``sha256``, ``runtime``, ``threads``, ``precision`` -> times, version, execution precision."""
-        self._session, self._calls = None, []
+        """``files``, ``sha256``, ``runtime``, ``threads``, ``precision`` -> times, version, execution precision.
+
+        ``tokenizer``: of a text model, one of the files.
+        """
+        self._session, self._calls, self._tokenizer = None, [], request.get("tokenizer", "")
         check_integrity(request["files"], request["sha256"])
         imported = time.perf_counter_ns()
         import_runtime(request["runtime"])
@@ -77,7 +94,7 @@ class Worker:
             request["files"][0], request["runtime"], request["threads"], request.get("precision", "fp32")
         )
         loaded = time.perf_counter_ns()
-        self._session.run(np.zeros((1, *self._session.input_shape[1:]), np.uint8))
+        self._session.run([self._session.example])
         return {
             "import_ns": start - imported,
             "load_ns": loaded - start,
@@ -89,16 +106,20 @@ class Worker:
         }
 
     def inputs(self, request: Message) -> Message:
-        """``path`` of a .npy, uint8 (N, H, W, 3): the pictures that ``block`` cycles through."""
-        images = np.load(request["path"], allow_pickle=False)
-        self._calls = self._loaded.calls(images)
-        return {"pictures": len(images)}
+        """The rows that ``block`` cycles through: texts, or ``path`` of a .npy, uint8 (N, H, W, 3) or int32 (N, L)."""
+        if "texts" in request:
+            texts = Texts(request, self._tokenizer)
+            rows = [pad(texts.read(row), texts.spec) for row in self._progressing(texts)]
+        else:
+            rows = list(np.load(request["path"], allow_pickle=False))
+        self._calls = self._loaded.calls(rows)
+        return {"rows": len(rows)}
 
     def block(self, request: Message) -> Message:
         """Time ``n`` inferences after ``lead`` untimed ones."""
         calls = self._calls
         if not calls:
-            raise ValueError("no pictures are loaded")
+            raise ValueError("no inputs are loaded")
         for call in islice(cycle(calls), request.get("lead", 0)):
             call()
         gc.collect()
@@ -120,24 +141,25 @@ class Worker:
         }
 
     def end_to_end(self, request: Message) -> Message:
-        """Nanoseconds of decode, preprocess, infer and arg-max of each of ``files``, and the classes found."""
-        spec, session = InputSpec.from_dict(request["spec"]), self._loaded
-        self.picture = request["files"][0]
-        session.run(preprocess(self.picture, spec)[None])  # Pillow loads its decoders with the first picture
+        """Nanoseconds from each file or text to its arg-max, and the classes found (of tokens: one for each)."""
+        source, session = self._source(request), self._loaded
+        self.row = source.name(0)
+        source.predict(session, source.rows[0])  # the first one loads decoders, or a signature
         latency_ns, classes = [], []
-        for path in self._progressing(request["files"]):
+        for row in self._progressing(source):
             start = time.perf_counter_ns()
-            best = int(session.run(fit(decode(path, spec), spec)[None])[0].argmax())
+            best = source.predict(session, row).argmax(-1).tolist()
             latency_ns.append(time.perf_counter_ns() - start)
             classes.append(best)
         return {"latency_ns": latency_ns, "classes": classes}
 
     def score(self, request: Message) -> Message:
-        """Write the logits of ``files`` to ``out``, a .npy of float32 (N, classes), in one step."""
-        spec, session, start = InputSpec.from_dict(request["spec"]), self._loaded, time.perf_counter()
-        rows = [session.run(preprocess(path, spec)[None])[0] for path in self._progressing(request["files"])]
-        write_array(request["out"], np.stack(rows))
-        return {"shape": [len(rows), len(rows[0])], "seconds": time.perf_counter() - start}
+        """Write the logits to ``out``, a .npy of float32 (N, classes), in one step; of tokens (N, max_length, K)."""
+        source, session, start = self._source(request), self._loaded, time.perf_counter()
+        rows = [source.predict(session, row) for row in self._progressing(source)]
+        logits = stack(rows, source.longest)
+        write_array(request["out"], logits)
+        return {"shape": list(logits.shape), "seconds": time.perf_counter() - start}
 
     @property
     def _loaded(self) -> Session:
@@ -145,15 +167,57 @@ class Worker:
             raise ValueError("no model is loaded")
         return self._session
 
-    def _progressing(self, paths: list[str]) -> Iterator[str]:
-        """The paths, with a progress line once a second; ``picture`` is the one at hand, for error records."""
+    def _source(self, request: Message) -> Pictures | Texts:
+        return Texts(request, self._tokenizer) if "texts" in request else Pictures(request)
+
+    def _progressing(self, source: Pictures | Texts) -> Iterator[Any]:
+        """The rows, with a progress line once a second; ``row`` names the one at hand, for error records."""
         last = time.monotonic()
-        for done, path in enumerate(paths):
+        for done, row in enumerate(source.rows):
             if time.monotonic() - last > PROGRESS_SECONDS:
-                self._report({"progress": done, "of": len(paths)})
+                self._report({"progress": done, "of": len(source.rows)})
                 last = time.monotonic()
-            self.picture = path
-            yield path
+            self.row = source.name(done)
+            yield row
+
+
+class Pictures:
+    """The picture files that a request names."""
+
+    longest = 0
+
+    def __init__(self, request: Message) -> None:
+        self.rows: list[Any] = request["files"]
+        self.spec = InputSpec.from_dict(request["spec"])
+
+    def name(self, index: int) -> str:
+        return str(self.rows[index])
+
+    def predict(self, session: Session, row: Any) -> Array:
+        """Logits (classes,)."""
+        return session.run(preprocess(row, self.spec)[None])[0]
+
+
+class Texts:
+    """The texts that a request names."""
+
+    def __init__(self, request: Message, tokenizer: str) -> None:
+        if not tokenizer:
+            raise ValueError("no tokenizer is loaded")
+        self.spec = TextSpec.from_dict(request["spec"])
+        self.longest, self.start = self.spec.max_length, request.get("start", 0)
+        rows = read_rows(request["texts"])
+        self.rows: list[Any] = rows[self.start : self.start + request.get("count", len(rows))]
+        self.read = TextEncoder(tokenizer, self.spec).encode
+
+    def name(self, index: int) -> str:
+        return f"text {self.start + index}"
+
+    def predict(self, session: Session, row: Any) -> Array:
+        """Logits (classes,), or of the real tokens (L, K)."""
+        ids = self.read(row)
+        logits = session.run([pad(ids, self.spec)])[0]
+        return logits if logits.ndim == 1 else logits[: len(ids)]
 
 
 def timed(calls: Iterator[Callable[[], object]]) -> list[int]:
@@ -176,7 +240,7 @@ def check_integrity(files: list[str], sha256: list[str]) -> None:
             raise IntegrityMismatch(f"{path}: expected sha256 {expected}, got {found}")
 
 
-def write_array(path: str, array: np.ndarray[Any, Any]) -> None:
+def write_array(path: str, array: Array) -> None:
     """A .npy that is complete or absent."""
     partial = f"{path}.tmp-{os.getpid()}"
     with open(partial, "wb") as file:
@@ -193,7 +257,11 @@ def answer(worker: Worker, request: Message) -> Message:
     except IntegrityMismatch as error:
         kind, text = "integrity", str(error)
     except BadPicture as error:
-        kind, text = "picture", f"{worker.picture}: {error.reason}"
+        kind, text = "picture", f"{worker.row}: {error.reason}"
+    except BadText as error:
+        kind, text = "text", ": ".join(part for part in (worker.row, error.reason) if part)
+    except WrongTokenizer as error:
+        kind, text = "integrity", str(error)
     except ModuleNotFoundError as error:
         kind, text = "missing", f"{error.name}"
     except MemoryError as error:
