@@ -50,7 +50,7 @@ def decode(
 
 def named(labels: Ints, classes: Sequence[str]) -> tuple[str, ...]:
     """Names of class indices; of -1 none."""
-    return tuple(classes[i] if i >= 0 else "" for i in labels)
+    return tuple(classes[int(i)] if i >= 0 else "" for i in labels)
 
 
 def _no_spans(count: int) -> tuple[Ints, Ints]:
@@ -83,7 +83,7 @@ def _tags(logits: Logits, rows: Sequence[TextRow], encoder: TextEncoder | None, 
         if places:
             chance = metrics.log_softmax(logits[index][list(places.values())])
             for word, tag in zip(places, chance.argmax(axis=1), strict=True):
-                chosen[word] = classes[tag]
+                chosen[word] = classes[int(tag)]
             confidence[index] = np.exp(chance.max(axis=1).min())
         tags.append(chosen)
     return Answered(tags, tuple(TAB.join(t) for t in tags), confidence, *_no_spans(len(rows)))

@@ -2,8 +2,8 @@
 
 Every check of an estimate is a non-inferiority test at its 95 % interval: it *holds* when the whole interval lies
 within the limit, *fails* when the whole interval lies beyond it, and is *inconclusive* when the interval straddles the
-limit, with the number of pictures or texts that would decide. A small test set therefore leaves honest "inconclusive" verdicts,
-never a pass by default: with 200 pictures and no disagreement at all, a drop of 1 point can just be excluded.
+limit, with the number of pictures or texts that would decide. A small test set therefore leaves honest "inconclusive"
+verdicts, never a pass by default: with 200 pictures and no disagreement at all, a drop of 1 point can just be excluded.
 
 Each runtime *ships* its most compressed file; the run's outcome is the worst of those. The other files are steps on the
 way: they are judged alike, and named when they would pass where the shipped one does not.

@@ -112,9 +112,9 @@ def drop(
     clusters = _clusters(np.hstack([reference, candidate]), groups)
     rng = np.random.default_rng(seed)
     sums = _draw(clusters, rng, REPLICATES)
-    first, second = np.hsplit(sums[:, :-1], 2)
-    _shift(first, second, AGGREGATES[metric], rng, rate=0.5, size=_size(clusters))
-    draws = _values(first, sums[:, -1], metric) - _values(second, sums[:, -1], metric)
+    better, worse = np.hsplit(sums[:, :-1], 2)
+    _shift(better, worse, AGGREGATES[metric], rng, rate=0.5, size=_size(clusters))
+    draws = _values(better, sums[:, -1], metric) - _values(worse, sums[:, -1], metric)
     difference = value(reference, labels, metric=metric) - value(candidate, labels, metric=metric)
     return stats.estimate(100 * difference, 100 * draws)
 
