@@ -1,4 +1,4 @@
-"""Intermediate feature maps of image models: where they are, how to read them, how to compare unlike ones."""
+"""Feature maps of image models: where they are, how to read them, how to compare unlike ones; what losses look at."""
 
 from __future__ import annotations
 
@@ -30,6 +30,24 @@ class StagePair(NamedTuple):
     teacher: Stage
 
 
+class Layer(NamedTuple):
+    """A layer of a text model, where its states can be read."""
+
+    index: int
+    width: int
+    heads: int
+    embedding_width: int
+    """Of the input of the model's first layer."""
+    causal: bool = False
+
+
+class LayerPair(NamedTuple):
+    """A layer of a text student and the teacher's that it learns from."""
+
+    student: Layer
+    teacher: Layer
+
+
 class Outputs(NamedTuple):
     """What a loss may look at."""
 
@@ -38,6 +56,16 @@ class Outputs(NamedTuple):
     """Maps (B, C, H, W), in the order of the pairs."""
     embedding: Tensor | None = None
     """(B, D), the input of the head."""
+    hidden: tuple[Tensor, ...] = ()
+    """Of texts: hidden states (N, L, D), in the order of the pairs."""
+    scores: tuple[Tensor, ...] = ()
+    """Of texts: attention scores before softmax (N, H, L, L), in the order of the pairs."""
+    values: tuple[Tensor, ...] = ()
+    """Of texts: attention values (N, H, L, d), in the order of the pairs."""
+    embeddings: tuple[Tensor, ...] = ()
+    """Of texts: the one input of the first layer (N, L, D)."""
+    real: Tensor | None = None
+    """Of texts: (N, L), False at padding."""
 
 
 def stages(model: nn.Module) -> tuple[Stage, ...]:

@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.nn import functional
 
+from distilledge.models import losses_text
 from distilledge.models.errors import UsageError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -182,12 +183,19 @@ class LossSpec(NamedTuple):
     """A distillation loss and what it is a function of."""
 
     fn: Callable[..., Tensor]
-    needs: Literal["logits", "features", "embedding"]
-    """``logits`` (B, C), ``features`` maps (B, C, H, W), ``embedding`` (B, D), the input of the head."""
+    needs: Literal["logits", "features", "embedding", "hidden", "scores", "values", "embeddings"]
+    """A field of ``features.Outputs``; those from ``hidden`` on are of texts."""
     labels: bool = False
     """Takes the labels as third argument."""
     projected: bool = False
-    """The student's map is brought to the teacher's shape by a learned projection."""
+    """The student's side is brought to the teacher's width by a learned projection: maps always, texts where needed."""
+    last: bool = False
+    """Compares the last pair of layers only."""
+
+    @property
+    def of_texts(self) -> bool:
+        """Takes (N, L), False at padding, as third argument."""
+        return self.needs in ("hidden", "scores", "values", "embeddings")
 
 
 LOSSES: dict[str, LossSpec] = {
@@ -198,6 +206,12 @@ LOSSES: dict[str, LossSpec] = {
     "hint": LossSpec(hint, "features", projected=True),
     "attention": LossSpec(attention, "features"),
     "relational": LossSpec(relational, "embedding"),
+    "hidden": LossSpec(losses_text.hidden, "hidden", projected=True),
+    "hidden_cosine": LossSpec(losses_text.hidden_cosine, "hidden", projected=True, last=True),
+    "embeddings": LossSpec(losses_text.hidden, "embeddings", projected=True),
+    "attention_scores": LossSpec(losses_text.attention_scores, "scores"),
+    "attention_relation": LossSpec(losses_text.attention_relation, "scores", last=True),
+    "value_relation": LossSpec(losses_text.value_relation, "values", last=True),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distilledge.models.text_build import from_config, student_of, with_task
+from distilledge.models.text_build import from_config, student_of, trim, with_task
 from distilledge.models.text_language import mask_tokens, next_tokens
 from distilledge.models.text_names import LAYOUTS
 from distilledge.models.text_net import Pooling, TextNet
@@ -26,6 +26,7 @@ __all__ = [
     "read_config",
     "student_of",
     "train_mode",
+    "trim",
     "with_task",
 ]
 

@@ -66,7 +66,7 @@ def usual_pooling(model_type: str) -> Pooling:
 
 
 def plain_config(settings: Any) -> dict[str, Any]:
-    """A transformers configuration as JSON, without what is not of the network; special ids beyond its vocabulary go."""
+    """A transformers configuration as JSON: what the network is made of. Special ids beyond its vocabulary go."""
     config = {k: v for k, v in settings.to_dict().items() if k not in (*ABOUT_FILES, *ABOUT_CALLS)}
     for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "decoder_start_token_id"):
         value = config.get(name)
@@ -117,6 +117,12 @@ def student_of(
     student = TextNet(architecture)
     student.load_state_dict(_taken(teacher, student, chosen), strict=False)
     return student
+
+
+def trim(net: TextNet, vocabulary: Sequence[int], unknown_id: int | None = None) -> TextNet:
+    """A copy with fewer embedding rows: see ``student_of``. Ids stay those of the whole tokenizer."""
+    every = range(int(net.config.num_hidden_layers))
+    return student_of(net, every, vocabulary=vocabulary, unknown_id=unknown_id)
 
 
 def _shallower(config: dict[str, Any], layers: list[int]) -> dict[str, Any]:

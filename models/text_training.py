@@ -38,7 +38,7 @@ def parameter_groups(
 
 
 def depth(model: TextNet, name: str) -> int:
-    """Of a parameter: 0 of embeddings, i + 1 of layer i and, after the last, of the final norm, one more of the head."""
+    """0 for embeddings, i + 1 for layer i and, with the last, the final norm, one more for the head."""
     layers = int(model.config.num_hidden_layers)
     if name.startswith(HEAD):
         return layers + 1

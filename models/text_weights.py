@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from distilledge.models.errors import RejectedError
-from distilledge.models.text_build import check_length, plain_config, row_names, usual_pooling
+from distilledge.models.text_build import check_length, plain_config, usual_pooling
 from distilledge.models.text_names import LAYOUTS, layout
 from distilledge.models.text_net import Pooling, TextNet
 from distilledge.models.weights import State, check_finite, check_fit, read_weights
@@ -61,8 +61,6 @@ def from_pretrained(
     pad_id: int,
     sep_id: int | None = None,
     pooling: Pooling | None = None,
-    vocabulary: list[int] | None = None,
-    unknown_id: int | None = None,
     trust_pickle: bool = False,
 ) -> tuple[TextNet, str]:
     """The network and weights of a hub name or directory under a head for ``task``; and a line for the log.
@@ -81,8 +79,7 @@ def from_pretrained(
             "pooling": pooling or usual_pooling(config["model_type"]),
             "pad_id": pad_id,
             "sep_id": sep_id,
-            "vocabulary": vocabulary,
-            "unknown_id": unknown_id,
+            "vocabulary": None,
         }
     )
     state, path, sha256 = read_directory(directory, trust_pickle=trust_pickle)
@@ -183,11 +180,6 @@ def _load(net: TextNet, body: State, rest: State, path: Path) -> bool:
     body = {k: v for k, v in body.items() if k in own or not k.endswith("embeddings.position_embeddings.weight")}
     head = _head(net, rest)
     state = {f"backbone.{k}": v for k, v in body.items()} | head
-    if net.vocabulary is not None:
-        rows = torch.tensor(net.vocabulary)
-        for name in row_names(net):
-            if name in state and int(rows.max()) < len(state[name]):
-                state[name] = state[name][rows]
     own = {k: v for k, v in net.state_dict().items() if k.startswith("backbone.") or k in head}
     kept = all(own[k].shape == v.shape for k, v in head.items())
     state = state if kept else {k: v for k, v in state.items() if k not in head}
