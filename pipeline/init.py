@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distilledge.models.errors import RejectedError
 from distilledge.pipeline.data.describe import describe
 from distilledge.pipeline.data.listing import counted, shown
+from distilledge.pipeline.data.text_describe import describe_text, is_text
+from distilledge.pipeline.init_counts import (
+    FEW,
+    UNBALANCED,
+    epochs,
+    imbalance,
+    metric,
+    recipe_name,
+    split_line,
+    totals,
+    train_share,
+)
+from distilledge.pipeline.init_text import TEXT_TEMPLATE, text_choices, text_head
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_file import recipe_to_yaml, schema_path
 from distilledge.pipeline.recipe_yaml import parse
 
-UNBALANCED = 3.0
-"""Largest class over smallest, from which accuracy hides the small classes."""
-FEW = 50
-"""Pictures of a class below which its test result has a wide interval."""
 LONG = 2.0
 """Longer over shorter side, from which stretching to a square distorts much."""
 SIZES = ((192, 128), (384, 160))
@@ -78,11 +87,15 @@ def draft(path: Path, *, explain: bool = False) -> str:
     Raises ``RejectedError`` (exit 3) where no run could read the data.
     """
     place = _place(path)
-    found = describe(place)
-    text = TEMPLATE.format(**_choices(place, found))
+    if is_text(place):
+        texts = describe_text(place)
+        about, text = text_head(texts), TEXT_TEMPLATE.format(**text_choices(place, texts))
+    else:
+        found = describe(place)
+        about, text = _about(found), TEMPLATE.format(**_choices(place, found))
     if explain:
         text = recipe_to_yaml(Recipe.model_validate(parse(text, "draft").data), comments=True)
-    return _head(place, found) + text
+    return _head(place, about) + text
 
 
 def _place(path: Path) -> str:
@@ -93,38 +106,48 @@ def _place(path: Path) -> str:
     return text if "$" in text or text == "synthetic" else str(path.expanduser().absolute())
 
 
-def _head(place: str, found: dict[str, Any]) -> str:
-    smallest, largest = ("x".join(map(str, found["sizes"].get(k, ["?"]))) for k in ("min", "max"))
-    pixels = smallest if smallest == largest else f"{smallest} to {largest}"
+def _head(place: str, about: Sequence[str]) -> str:
     lines = [
         f"yaml-language-server: $schema={schema_path()}",
         f"Drafted by `distilledge init {shown(place)}`. Change what you know better; --explain lists every field.",
-        f"Data:   {found['pictures']} pictures in {len(found['classes'])} classes ({found['format']}), {pixels} pixels",
-        f"        {counted(_totals(found))}",
+        *(line for line in about if not line.startswith("Note:")),
         "Run:    distilledge plan THIS.yaml, then distilledge run THIS.yaml (--smoke for a first look)",
+        *(line for line in about if line.startswith("Note:")),
     ]
-    few = {name: n for name, n in _totals(found).items() if n < FEW}
-    lines += [f"Note:   few pictures of {counted(few)}: expect wide intervals"] if few else []
     return "".join(f"# {line}\n" for line in lines)
+
+
+def _about(found: dict[str, Any]) -> list[str]:
+    smallest, largest = ("x".join(map(str, found["sizes"].get(k, ["?"]))) for k in ("min", "max"))
+    pixels = smallest if smallest == largest else f"{smallest} to {largest}"
+    of = totals(found["counts"], found["classes"])
+    few = {name: n for name, n in of.items() if n < FEW}
+    return [
+        f"Data:   {found['pictures']} pictures in {len(found['classes'])} classes ({found['format']}), {pixels} pixels",
+        f"        {counted(of)}",
+        *([f"Note:   few pictures of {counted(few)}: expect wide intervals"] if few else []),
+    ]
 
 
 def _choices(place: str, found: dict[str, Any]) -> dict[str, str | int]:
     """What stands in the template's braces."""
-    train, size = _train_pictures(found), _student_size(found)
-    epochs = {role: min(most, max(least, math.ceil(seen / train))) for role, (seen, least, most) in SEEN.items()}
-    unbalanced = _imbalance(found) >= UNBALANCED
+    in_train = sum(found["counts"].get("train", {}).values())
+    train, size = train_share(in_train, found["pictures"]), _student_size(found)
+    rounds = {role: epochs(seen, least, most, train) for role, (seen, least, most) in SEEN.items()}
+    of = totals(found["counts"], found["classes"])
+    unbalanced = imbalance(of) >= UNBALANCED
     return {
-        "name": json.dumps(_name(place)),
-        "metric": _metric(found),
+        "name": json.dumps(recipe_name(place, (".csv", ".jsonl"))),
+        "metric": metric(of, "pictures"),
         "path": json.dumps(place, ensure_ascii=False),
         "columns": f"  columns: {json.dumps(found['columns'], ensure_ascii=False)}\n" if found["columns"] else "",
         "groups": _groups(found),
-        "splits": _splits(found),
+        "splits": split_line(found["splits"]),
         "calibration": min(200, train),
         "input": _input(found),
-        "teacher_epochs": epochs["teacher"],
-        "student_epochs": epochs["student"],
-        "seen": epochs["student"] * train,
+        "teacher_epochs": rounds["teacher"],
+        "student_epochs": rounds["student"],
+        "seen": rounds["student"] * train,
         "batch": 32 if train >= 320 else 8,
         "sampling": "    sampling: balanced  # each class is drawn equally often\n" if unbalanced else "",
         "size": size,
@@ -132,40 +155,10 @@ def _choices(place: str, found: dict[str, Any]) -> dict[str, str | int]:
     }
 
 
-def _totals(found: dict[str, Any]) -> dict[str, int]:
-    """Pictures of each class over all splits, without the unlabelled."""
-    return {name: sum(split.get(name, 0) for split in found["counts"].values()) for name in found["classes"]}
-
-
-def _imbalance(found: dict[str, Any]) -> float:
-    totals = _totals(found).values()
-    return max(totals) / max(1, min(totals))
-
-
-def _metric(found: dict[str, Any]) -> str:
-    if (ratio := _imbalance(found)) < UNBALANCED:
-        return "accuracy"
-    return f"balanced_accuracy  # the largest class has {ratio:.0f} times the pictures of the smallest"
-
-
-def _train_pictures(found: dict[str, Any]) -> int:
-    """Pictures that training will see, before a missing validation part is cut from them."""
-    parts = found["counts"]
-    given = sum(parts["train"].values()) if "train" in parts else 0
-    return max(1, given or round(0.7 * found["pictures"]))
-
-
 def _groups(found: dict[str, Any]) -> str:
     if not 1 < found["groups"] < found["pictures"]:
         return ""
     return f"  # {found['groups']} groups found: pictures of one group never straddle two splits\n"
-
-
-def _splits(found: dict[str, Any]) -> str:
-    given = [name for name in found["splits"] if name != "unlabelled"]
-    if "train" in given and "test" in given:
-        return f"  # splits are given by the data: {', '.join(given)}\n"
-    return "  splits: {train: 0.7, validation: 0.15, test: 0.15}  # the data brings no split of its own\n"
 
 
 def _shorter_side(found: dict[str, Any]) -> int:
@@ -182,9 +175,3 @@ def _input(found: dict[str, Any]) -> str:
     parts = ["resize: letterbox"] if max(sides) >= LONG * max(1, min(sides)) else []
     parts += ["bit_depth: 16"] if any(mode.startswith(("I", "F")) for mode in found["modes"]) else []
     return "".join(f", {part}" for part in parts)
-
-
-def _name(place: str) -> str:
-    """Of the folder, with what a recipe's name may hold."""
-    stem = Path(place).stem if Path(place).suffix.lower() in (".csv", ".jsonl") else Path(place).name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64] or "recipe"
