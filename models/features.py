@@ -33,7 +33,7 @@ class StagePair(NamedTuple):
 class Layer(NamedTuple):
     """A layer of a text model, where its states can be read."""
 
-    index: int
+    number: int
     width: int
     heads: int
     embedding_width: int

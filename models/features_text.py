@@ -115,7 +115,7 @@ class TextTap:
             states = parts[("query", "key", "value").index(kind)]
         else:
             states = self._seen[kind, index]
-        return states.unflatten(-1, (-1, self._head_width)).transpose(1, 2)
+        return states.reshape(*states.shape[:2], -1, self._head_width).transpose(1, 2)
 
     @property
     def _head_width(self) -> int:
@@ -133,7 +133,7 @@ def text_tap(net: TextNet, loss: DistillationLoss, side: str) -> TextTap:
     """The tap of a text model for what ``loss`` looks at: ``side`` is student or teacher."""
     return TextTap(
         net,
-        [getattr(pair, side).index for pair in loss.pairs],
+        [getattr(pair, side).number for pair in loss.pairs],
         hidden=loss.needs("hidden"),
         scores=loss.needs("scores"),
         values=loss.needs("values"),

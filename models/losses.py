@@ -31,7 +31,7 @@ def kl(student: Tensor, teacher: Tensor, *, temperature: Positive = 2.0) -> Tens
     """
     q = functional.log_softmax(student.float() / temperature, dim=1)
     p = functional.log_softmax(teacher.float() / temperature, dim=1)
-    return functional.kl_div(q, p, reduction="batchmean", log_target=True) * temperature**2
+    return functional.kl_div(q, p, reduction="sum", log_target=True) / max(1, len(q)) * temperature**2
 
 
 def kl_standardised(student: Tensor, teacher: Tensor, *, temperature: Positive = 2.0) -> Tensor:
@@ -93,6 +93,8 @@ def dist(
     beta weighs the relation between classes, gamma that between pictures of a batch (which needs two pictures or more).
     """
     y_s, y_t = (functional.softmax(z.float() / temperature, dim=1) for z in (student, teacher))
+    if not len(y_s):
+        return y_s.sum()
     inter = 1 - _pearson(y_s, y_t).mean()
     intra = 1 - _pearson(y_s.T, y_t.T).mean() if len(y_s) > 1 else torch.zeros_like(inter)
     return (beta * inter + gamma * intra) * temperature**2
@@ -167,7 +169,7 @@ def cross_entropy(
     logits = student.float()
     t = one_hot(targets, logits.shape[1]) if targets.ndim == 1 else targets.float()
     t = t * ((t.sum(1, keepdim=True) - 1).abs() < 1e-3)
-    weights = torch.ones_like(t[0]) if class_weights is None else class_weights.to(t)
+    weights = t.new_ones(t.shape[1]) if class_weights is None else class_weights.to(t)
     smooth = t * (1 - label_smoothing) + t.sum(1, keepdim=True) * label_smoothing / t.shape[1]
     log_p = functional.log_softmax(logits, dim=1)
     return -(weights * smooth * log_p).sum() / (weights * t).sum().clamp_min(1e-12)

@@ -61,7 +61,8 @@ def value_relation(student: Tensor, teacher: Tensor, real: Tensor, *, relation_h
 
 
 def _relations(values: Tensor) -> Tensor:
-    return values @ values.transpose(2, 3) / values.shape[3] ** 0.5
+    relations: Tensor = torch.matmul(values, values.transpose(2, 3)) / values.shape[3] ** 0.5
+    return relations
 
 
 def _cut(values: Tensor, heads: int) -> Tensor:
@@ -70,7 +71,8 @@ def _cut(values: Tensor, heads: int) -> Tensor:
     if width % heads:
         what = f"values {width} wide cannot be cut into {heads} heads"
         raise UsageError("E2416", what, "choose a relation_heads that divides the widths of student and teacher")
-    return values.transpose(1, 2).flatten(2).unflatten(2, (heads, -1)).transpose(1, 2)
+    batch, _, length, _ = values.shape
+    return values.transpose(1, 2).reshape(batch, length, heads, width // heads).transpose(1, 2)
 
 
 def _log_attention(scores: Tensor, real: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ class LanguageHead(nn.Module):
 
     def __init__(self, config: Any, width: int, *, masked: bool) -> None:
         super().__init__()
-        self.transform, self.bias = nn.Identity(), None
+        self.transform: nn.Module = nn.Identity()
+        self.bias: nn.Parameter | None = None
         if masked:
             dense = nn.Linear(config.hidden_size, width)
             nn.init.normal_(dense.weight, std=0.02)

@@ -68,7 +68,8 @@ class TextNet(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         hidden, real = self.hidden(ids)
         if isinstance(self.head, LanguageHead):
-            return self.head(hidden, self.word_embeddings.weight)
+            words: Tensor = self.head(hidden, self.word_embeddings.weight)
+            return words
         if self.task not in PER_TOKEN:
             hidden = self._pooled(hidden, real)
         logits: Tensor = self.head(hidden)
@@ -82,7 +83,8 @@ class TextNet(nn.Module):
         The task must be one of language modelling: see ``with_task``.
         """
         assert isinstance(self.head, LanguageHead), f"{self.task} has no language model; see text.with_task"
-        return self.head(self.hidden(ids)[0][where], self.word_embeddings.weight)
+        logits: Tensor = self.head(self.hidden(ids)[0][where], self.word_embeddings.weight)
+        return logits
 
     def rows(self, ids: Tensor) -> Tensor:
         """Ids of any shape -> the rows of their embeddings; targets of a trimmed language model are rows too."""
@@ -174,7 +176,7 @@ def build_backbone(config: dict[str, Any], vocabulary: list[int] | None) -> nn.M
     if two_sided:
         model = model.get_submodule("encoder")
     if hasattr(model, "pooler"):
-        model.pooler = None
+        model.pooler = None  # type: ignore[assignment]
     return model
 
 

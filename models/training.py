@@ -14,11 +14,12 @@ def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0, freeze_backbone: bool = False
 ) -> list[dict[str, Any]]:
     """See ``vision_training.parameter_groups``; the contract of both is the same."""
-    groups = (text_training if isinstance(model, TextNet) else vision_training).parameter_groups
-    return groups(model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, freeze_backbone=freeze_backbone)
+    text = isinstance(model, TextNet)
+    of = text_training.parameter_groups if text else vision_training.parameter_groups
+    return of(model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, freeze_backbone=freeze_backbone)
 
 
 def train_mode(model: nn.Module, *, freeze_backbone: bool = False) -> None:
     """``model.train()``; with a frozen backbone, of the head alone."""
-    mode = (text_training if isinstance(model, TextNet) else vision_training).train_mode
+    mode = text_training.train_mode if isinstance(model, TextNet) else vision_training.train_mode
     mode(model, freeze_backbone=freeze_backbone)
