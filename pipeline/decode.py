@@ -70,7 +70,7 @@ def _label_sets(logits: Logits, _rows: Any, _encoder: Any, classes: Sequence[str
 
 
 def joined(chosen: Bools, classes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(", ".join(classes[i] for i in np.flatnonzero(row)) for row in chosen)
+    return tuple(", ".join(classes[i] for i in np.flatnonzero(row).tolist()) for row in chosen)
 
 
 def _tags(logits: Logits, rows: Sequence[TextRow], encoder: TextEncoder | None, classes: Sequence[str]) -> Answered:
@@ -82,8 +82,8 @@ def _tags(logits: Logits, rows: Sequence[TextRow], encoder: TextEncoder | None, 
         places = first_pieces(encoded.words)
         if places:
             chance = metrics.log_softmax(logits[index][list(places.values())])
-            for word, tag in zip(places, chance.argmax(axis=1), strict=True):
-                chosen[word] = classes[int(tag)]
+            for word, tag in zip(places, chance.argmax(axis=1).tolist(), strict=True):
+                chosen[word] = classes[tag]
             confidence[index] = np.exp(chance.max(axis=1).min())
         tags.append(chosen)
     return Answered(tags, tuple(TAB.join(t) for t in tags), confidence, *_no_spans(len(rows)))

@@ -1,25 +1,27 @@
-"""What the teacher and the shipped student answer, picture by picture."""
+"""What teacher and shipped student answer, sample by sample. What texts alone have is in ``text_answers.py``."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from distilledge.pipeline import stats
+from distilledge.pipeline import stats, stats_counts
+from distilledge.pipeline.decode import TAB
 from distilledge.pipeline.gate import Evidence
+from distilledge.pipeline.outcomes import SINGLE_LABEL, Outcomes
 from distilledge.pipeline.report.results import metric
 from distilledge.pipeline.report.vocabulary import (
     ClassChange,
     Confusion,
     Disagreement,
     Gallery,
+    Line,
     Reliability,
     TeacherWorth,
 )
@@ -33,15 +35,25 @@ THUMBNAIL = 128
 """Pixels of the longer side of a picture in the gallery."""
 
 
+class Shown(NamedTuple):
+    """What the gallery shows of one sample."""
+
+    picture: str = ""
+    lines: tuple[Line, ...] = ()
+
+
+Show = Callable[[int], Shown]
+
+
 class Pair(NamedTuple):
-    """The two files that are compared picture by picture."""
+    """The two files that are compared sample by sample."""
 
     teacher: Predictions
     student: Predictions
 
 
 class Pictures(NamedTuple):
-    """Where the pictures of ``Evidence.labels`` lie, and how the student sees them."""
+    """Where the pictures of the evidence lie, and how the student sees them."""
 
     root: Path
     paths: Sequence[str]
@@ -49,15 +61,23 @@ class Pictures(NamedTuple):
 
 
 def confusions(evidence: Evidence, pair: Pair, classes: Sequence[str]) -> tuple[Confusion, ...]:
-    if len(classes) > CLASSES_SHOWN:
+    """Of classes by sample, of tags by word."""
+    task = evidence.recipe.task
+    if len(classes) > CLASSES_SHOWN or task not in (*SINGLE_LABEL, "token-classification"):
         return ()
-    return tuple(Confusion(name=p.name, matrix=_matrix(evidence, p, len(classes))) for p in pair)
+    separator = TAB if task == "token-classification" else None
+    return tuple(Confusion(name=p.name, matrix=_matrix(evidence.outcomes[p.name], classes, separator)) for p in pair)
 
 
-def _matrix(evidence: Evidence, predictions: Predictions, classes: int) -> tuple[tuple[int, ...], ...]:
-    answers = evidence.logits[predictions.name].argmax(axis=1)
-    counts = np.bincount(evidence.labels * classes + answers, minlength=classes * classes)
-    return tuple(tuple(int(x) for x in row) for row in counts.reshape(classes, classes))
+def _matrix(found: Outcomes, classes: Sequence[str], separator: str | None) -> tuple[tuple[int, ...], ...]:
+    pairs = list(zip(found.truths, found.answers, strict=True))
+    if separator:
+        tags = [zip(truth.split(separator), answer.split(separator), strict=True) for truth, answer in pairs]
+        pairs = [pair for sentence in tags for pair in sentence if pair[0]]
+    place = {name: i for i, name in enumerate(classes)}
+    cells = [place[truth] * len(classes) + place[answer] for truth, answer in pairs]
+    counts = np.bincount(np.array(cells, np.int64), minlength=len(classes) ** 2)
+    return tuple(tuple(int(x) for x in row) for row in counts.reshape(len(classes), -1))
 
 
 def class_changes(evidence: Evidence, pair: Pair, classes: Sequence[str]) -> tuple[ClassChange, ...]:
@@ -79,45 +99,54 @@ def class_changes(evidence: Evidence, pair: Pair, classes: Sequence[str]) -> tup
 
 
 def reliabilities(evidence: Evidence, pair: Pair) -> tuple[Reliability, ...]:
-    return tuple(_reliability(evidence, p) for p in pair)
+    """Where an answer is one class."""
+    return tuple(_reliability(evidence, p) for p in pair) if evidence.recipe.task in SINGLE_LABEL else ()
 
 
 def _reliability(evidence: Evidence, predictions: Predictions) -> Reliability:
-    confidence = probabilities(evidence.logits[predictions.name]).max(axis=1)
-    bins, error = stats.reliability(confidence, evidence.correct(predictions))
+    found = evidence.outcomes[predictions.name]
+    bins, error = stats.reliability(found.confidence, found.right)
     return Reliability(name=predictions.name, bins=bins, error=100 * error)
 
 
-def probabilities(logits: npt.NDArray[Any]) -> stats.Floats:
-    """Softmax over the classes; an answer that is not finite counts as no preference."""
-    finite = np.nan_to_num(logits.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    powers = np.exp(finite - finite.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+def gallery(evidence: Evidence, pair: Pair, paths: Sequence[str], show: Show, limit: int) -> Gallery:
+    """Disagreements, those first that only the teacher gets right, the student's surest first.
 
-
-def gallery(evidence: Evidence, pair: Pair, classes: Sequence[str], pictures: Pictures, limit: int) -> Gallery:
-    """Disagreements, those first that only the teacher gets right, the student's surest first."""
-    teacher, student = (probabilities(evidence.logits[p.name]) for p in pair)
-    first, second = teacher.argmax(axis=1), student.argmax(axis=1)
-    rows = np.flatnonzero(first != second)
-    kind = np.where(first == evidence.labels, 0, np.where(second == evidence.labels, 1, 2))
-    order = rows[np.lexsort((-student.max(axis=1)[rows], kind[rows]))]
+    ``show``: what is shown of a sample beside the answers.
+    """
+    teacher, student = (evidence.outcomes[p.name] for p in pair)
+    differ = np.array([a != b for a, b in zip(teacher.answers, student.answers, strict=True)], bool)
+    rows = np.flatnonzero(differ & ~(teacher.right & student.right))  # two spellings may both be right
+    kind = np.where(teacher.right, 0, np.where(student.right, 1, 2))
+    order = rows[np.lexsort((-student.confidence[rows], kind[rows]))]
     counts = np.bincount(kind[rows], minlength=3)
-    shown = [
-        Disagreement(
-            path=pictures.paths[row],
-            label=classes[evidence.labels[row]],
-            teacher=classes[first[row]],
-            teacher_probability=float(teacher[row].max()),
-            student=classes[second[row]],
-            student_probability=float(student[row].max()),
-            picture=_data_uri(pictures.root / pictures.paths[row], pictures.spec),
-        )
-        for row in _each_kind(order, kind, limit)
-    ]
     return Gallery(
-        shown=tuple(shown), teacher_right=int(counts[0]), student_right=int(counts[1]), both_wrong=int(counts[2])
+        shown=tuple(
+            _disagreement(teacher, student, row, paths[row], show(row)) for row in _each_kind(order, kind, limit)
+        ),
+        teacher_right=int(counts[0]),
+        student_right=int(counts[1]),
+        both_wrong=int(counts[2]),
     )
+
+
+def _disagreement(teacher: Outcomes, student: Outcomes, row: int, path: str, shown: Shown) -> Disagreement:
+    words = [found.replace(TAB, " ") for found in (student.truths[row], teacher.answers[row], student.answers[row])]
+    return Disagreement(
+        path=path,
+        label=words[0],
+        teacher=words[1],
+        teacher_probability=float(teacher.confidence[row]),
+        student=words[2],
+        student_probability=float(student.confidence[row]),
+        picture=shown.picture,
+        lines=shown.lines,
+    )
+
+
+def pictured(pictures: Pictures) -> Show:
+    """Shows a picture."""
+    return lambda row: Shown(picture=_data_uri(pictures.root / pictures.paths[row], pictures.spec))
 
 
 def _each_kind(order: stats.Ints, kind: stats.Ints, limit: int) -> list[int]:
@@ -149,13 +178,15 @@ def teacher_worth(evidence: Evidence) -> TeacherWorth | None:
     if student is None or teacher is None:
         return None
     with_teacher, without = evidence.correct(student), evidence.correct(control)
+    exact = stats_counts.closed(evidence.counts(student), evidence.recipe.metric)
     return TeacherWorth(
         runtime=control.runtime,
         student=_metric(evidence, student),
         control=_metric(evidence, control),
         teacher=_metric(evidence, teacher),
         gain=evidence.drop(student, control),
-        p_value=stats.mcnemar(with_teacher, without),
+        p_value=evidence.p_value(student, control),
+        test="McNemar, exact" if exact else "answers swapped at random",
         only_student=int((with_teacher & ~without).sum()),
         only_control=int((without & ~with_teacher).sum()),
     )

@@ -6,24 +6,22 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distilledge.pipeline.gate import noun
+from distilledge.pipeline.recipe import METRICS
 from distilledge.pipeline.record import Checkpoint, Rung
 from distilledge.pipeline.report import figures
+from distilledge.pipeline.report.lengths import histogram
 from distilledge.pipeline.report.markup import Markup, el
 from distilledge.pipeline.report.sections import NOTHING, folded, grid, section, word
-from distilledge.pipeline.report.table import NONE, Cell, latency
+from distilledge.pipeline.report.table import NONE, Cell, latency, metric_name
 from distilledge.pipeline.report.vocabulary import ReportContent, Timing
 
 LISTED = 12
 """Entries of a list in the audit that are shown."""
-SHOWN = ("findings", "class_counts")
+SHOWN = ("findings", "class_counts", "lengths", "texts_per_split")
 """Parts of the audit that have a table of their own."""
-CURVES = {
-    "train_loss": "training loss",
-    "loss": "validation loss",
-    "accuracy": "validation accuracy",
-    "balanced_accuracy": "validation balanced accuracy",
-}
-"""Names in curves.jsonl -> words; other quantities are in report.json alone."""
+LOSSES = {"train_loss": "training loss", "loss": "validation loss"}
+"""Names in curves.jsonl -> words; the task's metrics are shown too, other quantities are in report.json alone."""
 
 
 def parity(content: ReportContent) -> Markup:
@@ -46,8 +44,8 @@ def parity(content: ReportContent) -> Markup:
     samples = max(p.samples for p in content.parities)
     return section(
         "Parity ladder",
-        f"Outputs on the same {samples} validation pictures, rung by rung from torch to int8; the first broken rung is "
-        "where a fault came in.",
+        f"Outputs on the same {samples} validation {noun(content.recipe)}, rung by rung from torch to int8; the first "
+        "broken rung is where a fault came in.",
         grid(titles, lines, left=("Runtime", "From", "To", "Limit", "Holds")),
     )
 
@@ -71,30 +69,31 @@ def _rung(rung: Rung) -> tuple[str | Cell, ...]:
 def training(content: ReportContent) -> Markup:
     if not content.checkpoints:
         return NOTHING
+    recipe, samples = content.recipe, noun(content.recipe)
+    metrics = {m: f"validation {metric_name(recipe, m).lower()}" for m in METRICS[recipe.task]}
     titles = (
-        "Model", "Architecture", "Parameters, M", "MACs, M", "Validation accuracy", "Balanced", "Kept epoch", "Time, s",
-        "Pictures/s", "Precision",
+        "Model", "Architecture", "Parameters, M", "MACs, M", *(words.capitalize() for words in metrics.values()),
+        "Kept epoch", "Time, s", f"{samples.capitalize()}/s", "Precision",
     )  # fmt: skip
-    named = [c.model_copy(update={"name": CURVES[c.name]}) for c in content.curves if c.name in CURVES]
-    losses = [c for c in named if "loss" in c.name]
-    metrics = [c for c in named if "accuracy" in c.name]
-    drawn = (figures.curves("loss", losses), figures.curves("accuracy", metrics))
+    drawn = [
+        figures.curves(title, [c.model_copy(update={"name": names[c.name]}) for c in content.curves if c.name in names])
+        for title, names in (("loss", LOSSES), ("metric, as a fraction", {str(m): w for m, w in metrics.items()}))
+    ]
     return section(
         "Training",
         "Validation figures are of the kept epoch, in torch.",
-        grid(titles, [_checkpoint(c) for c in content.checkpoints], left=("Architecture", "Precision")),
+        grid(titles, [_checkpoint(c, tuple(metrics)) for c in content.checkpoints], left=("Architecture", "Precision")),
         el("div", {"class": "row"}, *(el("figure", {}, d) for d in drawn if d)),
     )
 
 
-def _checkpoint(found: Checkpoint) -> tuple[str, ...]:
+def _checkpoint(found: Checkpoint, metrics: Sequence[str]) -> tuple[str, ...]:
     return (
         found.role,
         found.model,
         f"{found.parameters / 1e6:.2f}",
         f"{found.macs / 1e6:.0f}",
-        _share(found.validation.get("accuracy")),
-        _share(found.validation.get("balanced_accuracy")),
+        *(_share(found.validation.get(metric)) for metric in metrics),
         f"{found.best_epoch} of {found.epochs}",
         f"{found.seconds:.0f}",
         f"{found.samples_per_second:.0f}",
@@ -108,21 +107,41 @@ def _share(value: float | None) -> str:
 
 def data(content: ReportContent) -> Markup:
     found = content.data
-    splits = list(found.counts)
-    lines = [(name, *(f"{found.counts[s].get(name, 0):,}" for s in splits)) for name in found.classes] + [
-        ("all", *(f"{sum(found.counts[s].values()):,}" for s in splits))
-    ]
+    recipe, samples = content.recipe, noun(content.recipe)
     grouped = f" in {found.groups:,} groups" if found.groups < content.pictures else ""
     return section(
         "Data and audit",
-        f"{content.pictures:,} test pictures{grouped}; {found.calibration} calibration pictures, from train only. "
-        f"{counted(found.bad_count, 'file')} quarantined.",
+        f"{content.pictures:,} test {samples}{grouped}; {found.calibration} calibration {samples}, from train only. "
+        f"{counted(found.bad_count, 'text' if recipe.is_text else 'file')} quarantined.",
         *[el("p", {"class": "banner"}, warning) for warning in found.warnings],
-        el("div", {"class": "row"}, grid(("Class", *splits), lines)),
+        el("div", {"class": "row"}, grid(*counts(content)), *(el("figure", {}, h) for h in _histograms(found.audit))),
         _findings(found.audit),
         folded("Audit", tree({k: v for k, v in found.audit.items() if k not in SHOWN})) if found.audit else None,
         _bad_files(content),
     )
+
+
+def counts(content: ReportContent) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Titles and lines of what each split holds: classes, and in the last line all of them, or the texts."""
+    found, task = content.data, content.recipe.task
+    splits = list(found.counts)
+    titles = {"token-classification": "Words tagged", "question-answering": "Texts"}.get(task, "Class")
+    names = () if task == "question-answering" else found.classes
+    lines = [(name, *(f"{found.counts[s].get(name, 0):,}" for s in splits)) for name in names]
+    if task == "question-answering":
+        lines.append(("with an answer", *(f"{found.counts[s].get('start', 0):,}" for s in splits)))
+    per_split = found.audit.get("texts_per_split", {})
+    if not content.recipe.is_text:
+        lines.append(("all", *(f"{sum(found.counts[s].values()):,}" for s in splits)))
+    elif all(s in per_split for s in splits):
+        lines.append(("all texts", *(f"{per_split[s]:,}" for s in splits)))
+    return (titles, *splits), lines
+
+
+def _histograms(audit: Mapping[str, Any]) -> list[Markup]:
+    found = audit.get("lengths", {})
+    drawn = [histogram(found[what], what) for what in ("words",) if what in found]
+    return [figure for figure in drawn if figure]
 
 
 def counted(number: int, what: str) -> str:
@@ -151,7 +170,7 @@ def _bad_files(content: ReportContent) -> Markup | None:
         return None
     titles = list(dict.fromkeys(key for bad in found.bad_files for key in bad))
     lines = [[_words(bad.get(title)) for title in titles] for bad in found.bad_files]
-    summary = f"Quarantined files ({len(lines)} of {found.bad_count})"
+    summary = f"Quarantined {'texts' if content.recipe.is_text else 'files'} ({len(lines)} of {found.bad_count})"
     return folded(summary, grid(titles, lines, left=titles))
 
 
@@ -180,23 +199,29 @@ def _words(value: object) -> str:
 def conditions(content: ReportContent) -> Markup:
     if not content.timings:
         return NOTHING
+    tokens = ("Tokens",) if content.recipe.is_text else ()
     titles = (
-        "File", "Threads", "Launches", "Samples", "Warm-up", "p50, ms", "p90, ms", "p99, ms", "End to end p50, ms",
-        "CPU/wall", "Waited", "Runtime", "Computes in", "Flags",
+        "File", *tokens, "Threads", "Launches", "Samples", "Warm-up", "p50, ms", "p90, ms", "p99, ms",
+        "End to end p50, ms", "CPU/wall", "Waited", "Runtime", "Computes in", "Flags",
     )  # fmt: skip
     return section(
         "Measurement conditions",
         "Single stream, batch 1. Files of one runtime take turns in blocks: a change of the machine meets them all. "
         "CPU/wall below 0.97 in a single thread, or waiting above 1 %, means that something else ran.",
-        grid(titles, [_timing(t) for t in content.timings], left=("Runtime", "Computes in", "Flags")),
+        grid(
+            titles,
+            [_timing(t, bool(tokens)) for t in content.timings],
+            left=("Runtime", "Computes in", "Flags"),
+        ),
         folded("Device", tree(content.device)),
     )
 
 
-def _timing(found: Timing) -> Sequence[str | Cell]:
+def _timing(found: Timing, of_text: bool) -> Sequence[str | Cell]:
     flags = [*(["quick"] if found.quick else []), *found.flags]
     return (
         found.name,
+        *([str(found.length or "as they come")] if of_text else []),
         str(found.threads),
         str(found.launches),
         f"{found.samples:,}",

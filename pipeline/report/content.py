@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,11 +23,13 @@ from distilledge.pipeline.record import (
     Sample,
     Scores,
     Splits,
+    TextRow,
     Verdicts,
     data_root,
     read_samples,
+    read_texts,
 )
-from distilledge.pipeline.report import answers, results
+from distilledge.pipeline.report import answers, results, text_answers
 from distilledge.pipeline.report.answers import Pair, Pictures
 from distilledge.pipeline.report.vocabulary import Curve, DataSummary, ReportContent, StageLine
 from distilledge.targets.ondevice.preprocess import InputSpec
@@ -80,6 +83,7 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         curves=tuple(c for checkpoint in stages.checkpoints for c in _curves(run, checkpoint.role)),
         teacher_worth=answers.teacher_worth(evidence),
         parities=stages.parities.items,
+        tokenizers=_tokenizers(run, stages) if run.recipe.is_text else {},
         left_out=_left_out(run, stages),
         **_compared(run, stages, evidence, pair, gallery),
     )
@@ -90,7 +94,7 @@ def _read_stages(run: RunRecord) -> _Stages:
     trained = [_read(run, role, Checkpoint) for role in ("teacher", "student", "control")]
     exports = [_read(run, name, ExportResult) for name in names if name.startswith("export-")]
     return _Stages(
-        splits=_require(run, "data", Splits).model_copy(update={"root": location(run.recipe.data)}),
+        splits=_require(run, "data", Splits).model_copy(update={"root": location(run.recipe.data, run.recipe.task)}),
         checkpoints=tuple(c for c in trained if c is not None),
         exports=tuple(e for e in exports if e is not None),
         parities=_read(run, "verify", Parities) or Parities(items=()),
@@ -140,22 +144,39 @@ def _pair(evidence: Evidence, targets: tuple[gate.TargetVerdict, ...]) -> Pair |
 
 
 def _compared(run: RunRecord, stages: _Stages, evidence: Evidence, pair: Pair | None, limit: int) -> dict[str, Any]:
-    """The parts that compare two files picture by picture."""
+    """The parts that compare two files sample by sample."""
     if pair is None:
         return {"compared": None, "confusions": (), "class_changes": (), "reliabilities": (), "gallery": None}
     classes = stages.splits.classes
-    student = next(c for c in stages.checkpoints if c.role == "student")
     labelled = [p for p, label in zip(stages.scores.paths, stages.scores.labels, strict=True) if label >= 0]
-    pictures = Pictures(
-        data_root(stages.splits, run.directory("data")), labelled, InputSpec.from_dict(student.input_spec)
-    )
+    if run.recipe.is_text:
+        rows = _rows(run, labelled)
+        changes = text_answers.class_changes(evidence, pair, rows, classes)
+        show = text_answers.texts(evidence, pair, rows)
+    else:
+        student = next(c for c in stages.checkpoints if c.role == "student")
+        root = data_root(stages.splits, run.directory("data"))
+        changes = answers.class_changes(evidence, pair, classes)
+        show = answers.pictured(Pictures(root, labelled, InputSpec.from_dict(student.input_spec)))
     return {
         "compared": (pair.teacher.name, pair.student.name),
         "confusions": answers.confusions(evidence, pair, classes),
-        "class_changes": answers.class_changes(evidence, pair, classes),
+        "class_changes": changes,
         "reliabilities": answers.reliabilities(evidence, pair),
-        "gallery": answers.gallery(evidence, pair, classes, pictures, limit),
+        "gallery": answers.gallery(evidence, pair, labelled, show, limit),
     }
+
+
+def _rows(run: RunRecord, paths: Sequence[str]) -> list[TextRow]:
+    """The texts of the scored samples, in their order."""
+    named = {sample.path: row for sample, row in read_texts(run.directory("data"), "test")}
+    return [named[path] for path in paths]
+
+
+def _tokenizers(run: RunRecord, stages: _Stages) -> dict[str, float]:
+    """Role -> MB of the tokenizer beside its files."""
+    files = {e.role: run.directory(f"export-{e.role}-{e.runtime}") / "tokenizer.json" for e in stages.exports}
+    return {role: path.stat().st_size / gate.MB for role, path in files.items() if path.is_file()}
 
 
 def _data_summary(run: RunRecord, stages: _Stages) -> DataSummary:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from distilledge.pipeline.report import svg
 from distilledge.pipeline.report.markup import Markup, el
 from distilledge.pipeline.report.svg import Box, Frame, Scale
-from distilledge.pipeline.report.table import METRICS
+from distilledge.pipeline.report.table import metric_name
 from distilledge.pipeline.report.vocabulary import (
     ClassChange,
     Confusion,
@@ -37,7 +37,7 @@ def pareto(content: ReportContent) -> Markup | None:
         [v for f in files for v in _ends(f.p50)], frame.left, frame.width - frame.right, log=True, room=0.09
     )
     y = svg.scale_around([v for f in files for v in _ends(f.metric)], frame.height - frame.bottom, frame.top, room=0.08)
-    shapes = svg.axes(frame, x, y, "p50 latency, ms (log scale; left is faster)", METRICS[content.recipe.metric])
+    shapes = svg.axes(frame, x, y, "p50 latency, ms (log scale; left is faster)", f"{metric_name(content.recipe)}, %")
     shapes += _legend(files, frame)
     shapes.append(svg.path([(x.at(a), y.at(b)) for a, b in _front(files)], "front"))
     largest = max(f.size_mb for f in files)
@@ -193,8 +193,8 @@ def _confusion_row(
     return shapes
 
 
-def class_changes(changes: Sequence[ClassChange]) -> Markup:
-    """From the teacher's recall (ring) to the student's (dot), a line per class."""
+def class_changes(changes: Sequence[ClassChange], measure: str, counted: str) -> Markup:
+    """From the teacher's ``measure`` (ring) to the student's (dot), a line per class; ``counted``: in the brackets."""
     width, row = 780.0, 24.0
     words = [f"{svg.shorten(c.name, 22)} ({c.pictures})" for c in changes]
     left = max(len(w) for w in words) * svg.LETTER + 14
@@ -202,14 +202,14 @@ def class_changes(changes: Sequence[ClassChange]) -> Markup:
     low = min(min(c.teacher, c.student) for c in changes)
     x = Scale(max(0.0, math.floor(low / 10 - 0.5) * 10), 100, left, width - frame.right)
     bottom = frame.height - frame.bottom
-    shapes = [svg.text(left, 13, "ring: teacher · dot: shipped student · in brackets: test pictures", "tick")]
+    shapes = [svg.text(left, 13, f"ring: teacher · dot: shipped student · in brackets: {counted}", "tick")]
     for tick in x.ticks():
         shapes.append(svg.line(x.at(tick), frame.top, x.at(tick), bottom, "grid"))
         shapes.append(svg.text(x.at(tick), bottom + 17, svg.tick_text(tick), "tick", "middle"))
     for index, (change, label) in enumerate(zip(changes, words, strict=True)):
         shapes += _change_row(change, label, x, frame.top + row * (index + 0.5))
-    shapes.append(svg.text((left + width - 80) / 2, frame.height - 8, "recall, %", "axis", "middle"))
-    return svg.svg(width, frame.height, "Recall of every class", *shapes)
+    shapes.append(svg.text((left + width - 80) / 2, frame.height - 8, f"{measure}, %", "axis", "middle"))
+    return svg.svg(width, frame.height, f"{measure} of every class", *shapes)
 
 
 def _change_row(change: ClassChange, label: str, x: Scale, y: float) -> list[Markup]:
@@ -226,7 +226,7 @@ def _change_row(change: ClassChange, label: str, x: Scale, y: float) -> list[Mar
 
 
 def reliability(found: Reliability) -> Markup:
-    """Accuracy of the pictures answered with a probability, over that probability; on the diagonal is calibrated."""
+    """Accuracy of the answers given with a probability, over that probability; on the diagonal is calibrated."""
     frame = Frame(360, 340, 48, 26, 14, 50)
     x = Scale(0, 1, frame.left, frame.width - frame.right)
     y = Scale(0, 1, frame.height - frame.bottom, frame.top)
@@ -234,7 +234,7 @@ def reliability(found: Reliability) -> Markup:
     shapes.append(svg.line(x.at(0), y.at(0), x.at(1), y.at(1), "diagonal"))
     largest = max((b.count for b in found.bins), default=1)
     for b in found.bins:
-        tip = f"{b.count} pictures at {b.confidence:.2f}: {100 * b.accuracy:.1f} % right"
+        tip = f"{b.count} at {b.confidence:.2f}: {100 * b.accuracy:.1f} % right"
         shapes.append(svg.line(x.at(b.confidence), y.at(b.confidence), x.at(b.confidence), y.at(b.accuracy), "gap"))
         shapes.append(
             svg.circle(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 
-from distilledge.pipeline.report import background, sections
+from distilledge.pipeline.report import background, lengths, sections, shown
 from distilledge.pipeline.report.markup import Markup, el, join
 from distilledge.pipeline.report.style import STYLE
 from distilledge.pipeline.report.vocabulary import ReportContent
@@ -41,10 +41,11 @@ def _body(content: ReportContent) -> list[Markup]:
         sections.verdict(content),
         sections.table(content),
         sections.trade_offs(content),
+        lengths.section_of_lengths(content),
         sections.teacher_worth(content),
         sections.precisions(content),
         sections.answers(content),
-        sections.gallery(content),
+        shown.gallery(content),
         background.parity(content),
         background.training(content),
         background.data(content),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from distilledge.pipeline.report import lengths
+from distilledge.pipeline.report.background import counts
 from distilledge.pipeline.report.table import NONE, columns, number, rows, summary
 from distilledge.pipeline.report.vocabulary import ReportContent
 
@@ -21,6 +23,7 @@ def markdown(content: ReportContent) -> str:
         "",
         _grid([c.title for c in columns(content)], [[str(cell) for cell in row.cells] for row in rows(content)]),
         *_teacher_worth(content),
+        *_lengths(content),
         *_precisions(content),
         *_parity(content),
         *_data(content),
@@ -56,7 +59,14 @@ def _teacher_worth(content: ReportContent) -> list[str]:
         ("the same student without the teacher", str(number(found.control, 2)), "0"),
     ]
     table = _grid(("Model", columns(content)[3].title, "Points gained"), lines)
-    return ["## What the teacher was worth", "", table, f"McNemar, exact: p = {found.p_value:.2g}.", ""]
+    return ["## What the teacher was worth", "", table, f"{plain(found.test)}: p = {found.p_value:.2g}.", ""]
+
+
+def _lengths(content: ReportContent) -> list[str]:
+    titles, lines = lengths.table(content)
+    if not lines:
+        return []
+    return ["## Latency by length", "", _grid(titles, [[str(cell) for cell in line] for line in lines])]
 
 
 def _precisions(content: ReportContent) -> list[str]:
@@ -104,7 +114,5 @@ def _parity(content: ReportContent) -> list[str]:
 
 
 def _data(content: ReportContent) -> list[str]:
-    splits = list(content.data.counts)
-    lines = [(name, *(str(content.data.counts[s].get(name, 0)) for s in splits)) for name in content.data.classes]
     warnings = [f"- {plain(w)}" for w in content.data.warnings]
-    return ["## Data", "", _grid(("Class", *splits), lines), *warnings, ""]
+    return ["## Data", "", _grid(*counts(content)), *warnings, ""]

@@ -9,6 +9,7 @@ import numpy as np
 
 from distilledge.pipeline import stats
 from distilledge.pipeline.gate import DROP_FP32, DROP_TEACHER, MB, Evidence, TargetVerdict, by_target, latency_ratio
+from distilledge.pipeline.recipe import METRICS, MetricName
 from distilledge.pipeline.record import ExportResult, Verdict, Verdicts
 from distilledge.pipeline.report.vocabulary import FileResult, Headline, Timing
 from distilledge.pipeline.stats import Estimate
@@ -27,12 +28,12 @@ def file_results(
     models: dict[str, str],
     timed: Sequence[Timing],
 ) -> tuple[FileResult, ...]:
-    """One result per exported file, the teacher's first. ``models``: role -> timm's name."""
+    """One result per exported file, the teacher's first. ``models``: role -> its model's name."""
     facts = _Facts(
         evidence,
         {v.name: v for v in verdicts.items},
         {t.shipped.name for t in by_target(verdicts)},
-        {(t.name, t.threads): t for t in timed},
+        {(t.name, t.threads, t.length): t for t in timed},
     )
     return tuple(
         _file_result(facts, result.role, models.get(result.role, ""), file)
@@ -49,7 +50,7 @@ class _Facts(NamedTuple):
     evidence: Evidence
     judged: dict[str, Verdict]
     shipped: set[str]
-    timed: dict[tuple[str, int], Timing]
+    timed: dict[tuple[str, int, int | None], Timing]
 
 
 def _file_result(facts: _Facts, role: str, model: str, file: Exported) -> FileResult:
@@ -57,7 +58,7 @@ def _file_result(facts: _Facts, role: str, model: str, file: Exported) -> FileRe
     evidence = facts.evidence
     predictions = evidence.find(role, file.runtime, file.precision)
     timing = evidence.timing(role, file.runtime, file.precision)
-    timed = facts.timed[timing.name, timing.threads] if timing else None
+    timed = facts.timed[timing.name, timing.threads, timing.length] if timing else None
     verdict = facts.judged.get(name)
     return FileResult(
         name=name,
@@ -68,6 +69,7 @@ def _file_result(facts: _Facts, role: str, model: str, file: Exported) -> FileRe
         metric=metric(evidence, predictions) if predictions else None,
         drop=_checked(verdict, DROP_TEACHER),
         drop_fp32=_checked(verdict, DROP_FP32),
+        others=_others(evidence, predictions) if predictions else {},
         p50=timed and timed.p50,
         p90=timed and timed.p90,
         p99=timed and timed.p99,
@@ -96,6 +98,11 @@ def metric(evidence: Evidence, predictions: Predictions) -> Estimate | None:
     return Estimate(value=100 * found.value, low=100 * (found.low or 0.0), high=100 * (found.high or 0.0))
 
 
+def _others(evidence: Evidence, predictions: Predictions) -> dict[MetricName, float]:
+    found = evidence.outcomes[predictions.name].others
+    return {name: 100 * found[name] for name in METRICS[evidence.recipe.task] if name in found}
+
+
 def timings(measurements: Sequence[Measurement], seed: int) -> tuple[Timing, ...]:
     """Every measurement with its conditions, in the order taken."""
     return tuple(_timing(m, seed) for m in measurements)
@@ -115,6 +122,7 @@ def _timing(m: Measurement, seed: int) -> Timing:
         warmup=m.warmup,
         batch=m.batch,
         quick=m.quick,
+        length=m.length,
         p50=p50,
         p90=p90,
         p99=p99,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from distilledge.pipeline.gate import noun
 from distilledge.pipeline.record import Check
 from distilledge.pipeline.report import figures
-from distilledge.pipeline.report.markup import Markup, el, join
-from distilledge.pipeline.report.table import NONE, Cell, columns, number, rows
-from distilledge.pipeline.report.vocabulary import Disagreement, FileResult, Headline, ReportContent
+from distilledge.pipeline.report.markup import Markup, el
+from distilledge.pipeline.report.table import NONE, Cell, columns, generated, metric_name, number, rows
+from distilledge.pipeline.report.vocabulary import FileResult, Headline, Reliability, ReportContent
 
 NOTHING = Markup("")
 OUTCOMES = {
@@ -52,10 +53,13 @@ def word(outcome: str) -> Markup:
 def header(content: ReportContent) -> Markup:
     models = {c.role: c.model for c in content.checkpoints}
     names = f"{models.get('teacher', '?')} → {models.get('student', '?')}"
-    counted = f"{content.pictures:,} test pictures, {len(content.data.classes)} classes"
+    counted = f"{content.pictures:,} test {noun(content.recipe)}"
+    if content.recipe.task != "question-answering":
+        what = "tags" if content.recipe.task == "token-classification" else "classes"
+        counted += f", {len(content.data.classes)} {what}"
     banners = []
     if content.data.synthetic:
-        banners.append(_banner("SYNTHETIC", "data: generated pictures, and no claim about real parts."))
+        banners.append(_banner("SYNTHETIC", f"data: {generated(content.recipe)}."))
     if any(t.quick for t in content.timings):
         banners.append(_banner("QUICK", "measurement: fewer samples than a reportable number needs."))
     if any(t.flags for t in content.timings):
@@ -115,14 +119,22 @@ def table(content: ReportContent) -> Markup:
         cells = [_td(s, cell) for s, cell in zip(sides[:-1], row.cells[:-1], strict=True)]
         cells.append(_verdict_cell(row.file, row.cells[-1]))
         body.append(el("tr", {"class": "ships" if row.file.shipped else row.file.role}, *cells))
+    samples = noun(content.recipe)
     whole = el("div", {"class": "scroll"}, el("table", {}, el("thead", {}, head), el("tbody", {}, *body)))
     return section(
         "All files, teacher first",
-        "Small print: 95 % interval. Accuracy: every file's own answers on the whole test split; the drop is paired, "
-        "on the same pictures, against the fp32 teacher in the same runtime. Latency: model alone, one picture at a "
-        "time; p99 is refused below 1,000 samples. Tinted green: the file that its runtime ships.",
+        f"Small print: 95 % interval. {metric_name(content.recipe)}: every file's own answers on the whole test split; "
+        f"the drop is paired, on the same {samples}, against the fp32 teacher in the same runtime. Latency: model "
+        f"alone, one {samples.removesuffix('s')} at a time; p99 is refused below 1,000 samples. Tinted green: the file "
+        f"that its runtime ships.{_tokenizers(content)}",
         whole,
     )
+
+
+def _tokenizers(content: ReportContent) -> str:
+    """What the column of sizes leaves out."""
+    found = ", ".join(f"{size:.2f} MB of the {role}" for role, size in content.tokenizers.items())
+    return f" Size: the model file; its tokenizer.json travels beside it ({found})." if found else ""
 
 
 def _verdict_cell(file: FileResult, cell: Cell) -> Markup:
@@ -136,7 +148,7 @@ def trade_offs(content: ReportContent) -> Markup:
     if pareto is None and latency is None:
         return NOTHING
     return section(
-        "Accuracy against latency",
+        f"{metric_name(content.recipe)} against latency",
         "Left: up and left is better; rings are teachers, dots students, areas file sizes, bars 95 % intervals, the "
         "dashed line the best trade-offs. Right: 1st to 99th percentile (thin), middle half (thick), median (tick), "
         "and the median of each launch (dots).",
@@ -156,13 +168,14 @@ def teacher_worth(content: ReportContent) -> Markup:
         ("student, distilled", number(found.student, 2), number(found.gain, 2)),
         ("the same student without the teacher", number(found.control, 2), "0"),
     ]
+    samples = noun(content.recipe)
     low, high = found.gain.low or 0.0, found.gain.high or 0.0
-    word_ = "helped" if low > 0 else "hurt" if high < 0 else "made no difference that these pictures can show"
+    word_ = "helped" if low > 0 else "hurt" if high < 0 else f"made no difference that these {samples} can show"
     return section(
         "What the teacher was worth",
-        f"Same student, budget, seeds and pictures; fp32 files in {found.runtime}. The teacher {word_} "
-        f"(McNemar, exact: p = {found.p_value:.2g}; the distilled student alone is right on "
-        f"{found.only_student} pictures, the control alone on {found.only_control}).{closed}",
+        f"Same student, budget, seeds and {samples}; fp32 files in {found.runtime}. The teacher {word_} "
+        f"({found.test}: p = {found.p_value:.2g}; the distilled student alone is right on "
+        f"{found.only_student} {samples}, the control alone on {found.only_control}).{closed}",
         grid(("Model", columns(content)[3].title, "Points gained"), lines),
     )
 
@@ -202,61 +215,36 @@ def _precision_line(file: FileResult) -> tuple[str | Cell, ...]:
 
 
 def answers(content: ReportContent) -> Markup:
-    """Confusions, classes and calibration of the teacher and the shipped student."""
-    if content.compared is None:
+    """Confusions, classes and calibration of the teacher and the shipped student, where the task has them."""
+    if content.compared is None or not (content.confusions or content.class_changes):
         return NOTHING
-    shown = [_figure(f"{c.name}", figures.confusion(c, content.data.classes)) for c in content.confusions]
-    calibrations = [
-        _figure(f"{r.name}: expected calibration error {r.error:.1f} points", figures.reliability(r))
-        for r in content.reliabilities
-    ]
-    return section(
-        "Where the answers differ",
-        f"{content.compared[0]} against {content.compared[1]}, the first runtime's shipped file.",
-        el("h3", {}, "Confusions"),
-        el("div", {"class": "row"}, *shown),
-        el("h3", {}, "Change of every class, points of recall"),
-        figures.class_changes(content.class_changes),
-        el("h3", {}, "Reliability: dots below the line are overconfident"),
-        el("div", {"class": "row"}, *calibrations),
-    )
+    task = content.recipe.task
+    counted = "entities of the test texts" if task == "token-classification" else f"test {noun(content.recipe)}"
+    measure = "F1" if content.recipe.is_text else "recall"
+    parts: list[Markup] = []
+    if content.confusions:
+        shown = [_figure(c.name, figures.confusion(c, content.data.classes)) for c in content.confusions]
+        title = "Confusions of tags, by word" if task == "token-classification" else "Confusions"
+        parts += [el("h3", {}, title), el("div", {"class": "row"}, *shown)]
+    if content.class_changes:
+        change = figures.class_changes(content.class_changes, measure, counted)
+        parts += [el("h3", {}, f"Change of every {_class_word(task)}, points of {measure}"), change]
+    if content.reliabilities:
+        title = "Reliability: dots below the line are overconfident"
+        calibrations = [_reliability(r) for r in content.reliabilities]
+        parts += [el("h3", {}, title), el("div", {"class": "row"}, *calibrations)]
+    compared = f"{content.compared[0]} against {content.compared[1]}, the first runtime's shipped file."
+    return section("Where the answers differ", compared, *parts)
+
+
+def _class_word(task: str) -> str:
+    return {"token-classification": "entity type", "multi-label-classification": "label"}.get(task, "class")
+
+
+def _reliability(found: Reliability) -> Markup:
+    caption = f"{found.name}: expected calibration error {found.error:.1f} points"
+    return _figure(caption, figures.reliability(found))
 
 
 def _figure(caption: str, drawing: Markup) -> Markup:
     return el("figure", {}, el("figcaption", {}, caption), drawing)
-
-
-def gallery(content: ReportContent) -> Markup:
-    found = content.gallery
-    if found is None or not found.shown:
-        return NOTHING
-    total = found.teacher_right + found.student_right + found.both_wrong
-    return section(
-        "Pictures on which teacher and student disagree",
-        f"{total} of {content.pictures}: only the teacher is right on {found.teacher_right}, only the student on "
-        f"{found.student_right}, neither on {found.both_wrong}. Shown: {len(found.shown)}, as the student sees them.",
-        el("div", {"class": "gallery"}, *(_shot(d) for d in found.shown)),
-    )
-
-
-def _shot(found: Disagreement) -> Markup:
-    if found.picture:
-        picture = el("img", {"src": found.picture, "alt": found.path})
-    else:
-        picture = el("div", {"class": "gone"}, "file not readable any more")
-    return el(
-        "div",
-        {"class": "shot"},
-        picture,
-        el("div", {}, "true: ", el("strong", {}, found.label)),
-        _answer("teacher", found.teacher, found.teacher_probability, found.label),
-        _answer("student", found.student, found.student_probability, found.label),
-        el("div", {"class": "soft"}, found.path),
-    )
-
-
-def _answer(who: str, answer: str, probability: float, label: str) -> Markup:
-    kind = "better" if answer == label else "worse"
-    return el(
-        "div", {}, f"{who}: ", el("span", {"class": f"word {kind}"}, answer), join([Markup(f" {probability:.2f}")])
-    )

@@ -115,11 +115,13 @@ def path(points: Sequence[tuple[float, float]], classes: str) -> Markup:
     return el("path", {"d": "M" + " L".join(f"{x:.1f} {y:.1f}" for x, y in points), "class": classes})
 
 
-def axes(frame: Frame, x: Scale, y: Scale, x_title: str, y_title: str) -> list[Markup]:
+def axes(
+    frame: Frame, x: Scale, y: Scale, x_title: str, y_title: str, *, x_ticks: Sequence[float] = ()
+) -> list[Markup]:
     """Grid, ticks and titles of both axes."""
     bottom, right = frame.height - frame.bottom, frame.width - frame.right
     shapes: list[Markup] = []
-    for value in x.ticks():
+    for value in x_ticks or x.ticks():
         shapes.append(line(x.at(value), frame.top, x.at(value), bottom, "grid"))
         shapes.append(text(x.at(value), bottom + 17, tick_text(value), "tick", "middle"))
     for value in y.ticks():

@@ -9,12 +9,23 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+from distilledge.pipeline.gate import noun
+from distilledge.pipeline.recipe import METRICS as TASK_METRICS
+from distilledge.pipeline.recipe import MetricName, Recipe
 from distilledge.pipeline.report.vocabulary import FileResult, ReportContent
 from distilledge.pipeline.stats import Estimate
 
 NONE = "–"  # noqa: RUF001 - an en dash stands for a number that was not taken
 RIGHT = ("p50, ms", "times as fast", "MB")
-METRICS = {"accuracy": "Accuracy, %", "balanced_accuracy": "Balanced accuracy, %"}
+METRICS: dict[MetricName, str] = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "micro_f1": "Micro F1",
+    "entity_f1": "Entity F1",
+    "exact_match": "Exact match",
+    "answer_f1": "Answer F1",
+}
 
 
 class Cell(NamedTuple):
@@ -36,18 +47,33 @@ class Column(NamedTuple):
     whole: bool = False
 
 
+def _other(metric: MetricName) -> Callable[[FileResult], Cell]:
+    """Cells of one of the task's other metrics."""
+    return lambda file: plain(file.others.get(metric), 1)
+
+
 class Row(NamedTuple):
     file: FileResult
     cells: tuple[Cell, ...]
 
 
+def metric_name(recipe: Recipe, metric: MetricName | None = None) -> str:
+    """The recipe's metric, or another of its task, in words; accuracy of tags counts words."""
+    name = METRICS[metric or recipe.metric]
+    return f"{name} by word" if recipe.task == "token-classification" and name == "Accuracy" else name
+
+
 def columns(content: ReportContent) -> tuple[Column, ...]:
+    """The recipe's metric is the fourth."""
+    recipe = content.recipe
+    others = [m for m in TASK_METRICS[recipe.task] if any(m in f.others for f in content.files)]
     return (
         Column("Model", lambda f: Cell(f.role, f.model), "model"),
         Column("Runtime", lambda f: Cell(f.runtime), "runtime"),
         Column("Precision", lambda f: Cell(f.precision), "precision"),
-        Column(METRICS[content.recipe.metric], lambda f: number(f.metric, 1), "metric, %", whole=True),
+        Column(f"{metric_name(recipe)}, %", lambda f: number(f.metric, 1), "metric, %", whole=True),
         Column("Points below teacher", lambda f: number(f.drop, 2), "below teacher", whole=True),
+        *(Column(f"{metric_name(recipe, m)}, %", _other(m)) for m in others),
         Column("p50, ms", lambda f: latency(f.p50), "p50, ms"),
         Column("p90, ms", lambda f: latency(f.p90)),
         Column("p99, ms", lambda f: latency(f.p99)),
@@ -106,13 +132,20 @@ def terminal(report: ReportContent | dict[str, Any]) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
+def generated(recipe: Recipe) -> str:
+    """What the generated sets do not show."""
+    return f"generated {noun(recipe)}, no claim about real {'ones' if recipe.is_text else 'parts'}"
+
+
 def summary(content: ReportContent) -> list[str]:
     """The verdict in words, a line each."""
     models = {c.role: c.model for c in content.checkpoints}
     names = f"{models.get('teacher', '?')} to {models.get('student', '?')}"
-    lines = [f"{content.outcome.upper()}: {content.recipe.name}, {names}, {content.pictures} test pictures"]
+    lines = [
+        f"{content.outcome.upper()}: {content.recipe.name}, {names}, {content.pictures} test {noun(content.recipe)}"
+    ]
     if content.data.synthetic:
-        lines.append("SYNTHETIC data: generated pictures, no claim about real parts")
+        lines.append(f"SYNTHETIC data: {generated(content.recipe)}")
     if any(t.quick for t in content.timings):
         lines.append("QUICK measurement: too short for a reportable number")
     for headline in content.headlines:
@@ -173,8 +206,11 @@ def _flat(content: ReportContent, file: FileResult) -> dict[str, object]:
         "runtime": file.runtime,
         "precision": file.precision,
         "metric": content.recipe.metric,
-        "pictures": content.pictures,
+        noun(content.recipe): content.pictures,
     }
+    if content.recipe.is_text:
+        others = [m for m in TASK_METRICS[content.recipe.task] if m != content.recipe.metric]
+        line |= {f"{m}_points": file.others.get(m) for m in others}
     for title, field in ESTIMATES:
         estimate: Estimate | None = getattr(file, field)
         line[title] = estimate.value if estimate else None

@@ -6,7 +6,7 @@ from typing import Any
 
 from distilledge.models.base import Value
 from distilledge.pipeline.gate import Outcome
-from distilledge.pipeline.recipe import Recipe
+from distilledge.pipeline.recipe import MetricName, Recipe
 from distilledge.pipeline.record import Checkpoint, Parity, Verdict
 from distilledge.pipeline.stats import Bin, Estimate
 
@@ -17,7 +17,7 @@ class FileResult(Value):
     name: str
     role: str
     model: str
-    """timm's name."""
+    """timm's name, or that of a text network."""
     runtime: str
     precision: str
     metric: Estimate | None
@@ -25,12 +25,14 @@ class FileResult(Value):
     """Below the fp32 teacher, on the same pictures."""
     drop_fp32: Estimate | None
     """Below the student's own fp32 file."""
+    others: dict[MetricName, float] = {}
+    """The task's other metrics, in points; of texts only."""
     p50: Estimate | None
     p90: Estimate | None
     p99: Estimate | None
     """None below 1,000 samples."""
     end_to_end_p50: Estimate | None
-    """Decode, preprocess, infer and arg-max of one picture."""
+    """From the picture file, or the text, to the answer."""
     faster_than_teacher: Estimate | None
     """p50 of the fp32 teacher in the same runtime over this file's."""
     faster_than_fp32: Estimate | None
@@ -61,6 +63,8 @@ class Timing(Value):
     warmup: int
     batch: int
     quick: bool
+    length: int | None = None
+    """Tokens of every text, where one length was timed by itself."""
     p50: Estimate | None
     p90: Estimate | None
     p99: Estimate | None
@@ -90,10 +94,11 @@ class Confusion(Value):
 
 
 class ClassChange(Value):
-    """Recall of one class, in points, by the teacher and by the shipped student."""
+    """Recall of a class of pictures; F1 of a class, label or entity type of texts. In points, of the two files."""
 
     name: str
     pictures: int
+    """Pictures of the class; texts, or entities of the type."""
     teacher: float
     student: float
 
@@ -105,8 +110,22 @@ class Reliability(Value):
     """Expected calibration error, in points."""
 
 
+class Piece(Value):
+    """Words of a text. ``marks``: of tags the entity type; of a context ``truth``, ``teacher`` and ``student``."""
+
+    text: str
+    marks: tuple[str, ...] = ()
+
+
+class Line(Value):
+    """A text of the gallery, cut to a few hundred characters. ``who``: whose marks these are, or what it is."""
+
+    who: str
+    pieces: tuple[Piece, ...]
+
+
 class Disagreement(Value):
-    """A picture on which the teacher and the shipped student answer differently, as the student sees it."""
+    """A picture or text on which the teacher and the shipped student answer differently, as the student sees it."""
 
     path: str
     label: str
@@ -114,14 +133,16 @@ class Disagreement(Value):
     teacher_probability: float
     student: str
     student_probability: float
-    picture: str
-    """data: URI of a JPEG; empty where the file could not be read any more."""
+    picture: str = ""
+    """data: URI of a JPEG; empty where the file could not be read any more, and of texts."""
+    lines: tuple[Line, ...] = ()
+    """Of texts."""
 
 
 class Gallery(Value):
     shown: tuple[Disagreement, ...]
     teacher_right: int
-    """Pictures that only the teacher gets right."""
+    """Samples that only the teacher gets right."""
     student_right: int
     both_wrong: int
 
@@ -136,9 +157,10 @@ class TeacherWorth(Value):
     gain: Estimate
     """Points the student lies above the control."""
     p_value: float
-    """McNemar, exact, two-sided."""
+    """Two-sided; of ``test``."""
+    test: str = "McNemar, exact"
     only_student: int
-    """Pictures that only the student gets right."""
+    """Samples that only the student gets right."""
     only_control: int
 
 
@@ -166,7 +188,7 @@ class DataSummary(Value):
     calibration: int
     calibration_hash: str
     groups: int
-    """Groups among the test pictures; as many as pictures where the data brings none."""
+    """Groups among the test samples; as many as samples where the data brings none."""
     warnings: tuple[str, ...]
     audit: dict[str, Any]
     bad_files: tuple[dict[str, Any], ...]
@@ -183,7 +205,7 @@ class ReportContent(Value):
     outcome: Outcome
     headlines: tuple[Headline, ...]
     pictures: int
-    """Test pictures that every file was scored on."""
+    """Test pictures, or texts, that every file was scored on."""
     files: tuple[FileResult, ...]
     """The teacher's first."""
     timings: tuple[Timing, ...]
@@ -194,11 +216,13 @@ class ReportContent(Value):
     teacher_worth: TeacherWorth | None
     """None without a control."""
     compared: tuple[str, str] | None
-    """Names of the teacher's and the shipped student's file that the pictures below compare."""
+    """Names of the teacher's and the shipped student's file that the figures below compare."""
     confusions: tuple[Confusion, ...]
     class_changes: tuple[ClassChange, ...]
     reliabilities: tuple[Reliability, ...]
     gallery: Gallery | None
     parities: tuple[Parity, ...]
+    tokenizers: dict[str, float] = {}
+    """Of texts: role -> MB of the tokenizer.json that travels with its files, and is not in their size."""
     left_out: tuple[str, ...]
     """Targets of the recipe that could not be exported."""
