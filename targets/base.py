@@ -20,6 +20,8 @@ Precision = Literal["fp32", "fp16", "w8dyn", "w8a8"]
 RuntimeName = Literal["onnx", "openvino", "tflite"]
 Uint8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
+Inputs = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
+"""Pictures (N, H, W, 3) or ids (N, L)."""
 
 
 class Exported(Value):
@@ -30,11 +32,13 @@ class Exported(Value):
     files: tuple[str, ...]
     sha256: tuple[str, ...]
     size_bytes: int
-    input_shape: tuple[int, int, int, int]
-    """NHWC, uint8, RGB, batch 1."""
+    input_shape: tuple[int, ...]
+    """Pictures: NHWC, uint8, RGB, batch 1. Text: (1, L), int32; L is -1 where the file takes any length, or several."""
     classes: tuple[str, ...]
     input_spec: dict[str, Any]
-    """``ondevice.preprocess.InputSpec.to_dict()``; also inside each model file as metadata."""
+    """``InputSpec.to_dict()`` or ``TextSpec.to_dict()`` of ``ondevice``; also inside each model file as metadata.
+
+    Of text, the last of ``files`` is the tokenizer, which ``size_bytes`` leaves out."""
     versions: dict[str, str]
     """Package versions that made the file."""
     recipe: str
@@ -55,6 +59,26 @@ class Deployable(Value):
     classes: tuple[str, ...]
     metadata: dict[str, str] = {}
     """Written into the model file beside the input spec, such as the checkpoint's sha256."""
+    saturates: bool = False
+    """Whether the device that the file is for has 16-bit int8 sums (``saturation.saturates``)."""
+
+
+class TextDeployable(Value):
+    """What an exporter needs to know of a text model beside the torch module, which takes ids (1, L)."""
+
+    input_spec: dict[str, Any]
+    """``TextSpec.to_dict()``."""
+    max_length: int
+    pad_id: int
+    buckets: tuple[int, ...] = ()
+    """Lengths of a file with fixed shapes, rising; the last is ``max_length``."""
+    classes: tuple[str, ...]
+    metadata: dict[str, str] = {}
+    saturates: bool = False
+    """See ``Deployable``."""
+
+
+AnyDeployable = Deployable | TextDeployable
 
 
 class Target(Protocol):
@@ -65,20 +89,24 @@ class Target(Protocol):
     PACKAGES: tuple[str, ...]
     """Distributions that must be there; their versions enter the cache key of exports."""
     PRECISIONS: tuple[Precision, ...]
+    ANY_LENGTH: bool
+    """Whether a text file takes any number of tokens; else it takes those of ``TextDeployable.buckets``."""
 
-    def export(self, model: Any, deployable: Deployable, out: Path) -> Path:
+    def export(self, model: Any, deployable: AnyDeployable, out: Path) -> Path:
         """Write the fp32 file ``out/model.fp32<SUFFIX>`` from an eval-mode module (NCHW float -> logits); return it.
 
         The file takes uint8 NHWC RGB (batch 1) at the final size and returns float32 logits (1, classes);
-        normalisation is inside. Raises ``RejectedError`` naming the operation when the converter cannot do it.
+        normalisation is inside. Of text: int32 ids (1, L), padded right with ``pad_id``, to float32 logits (1, classes)
+        or (1, L, classes). Raises ``RejectedError`` naming the operation when the converter cannot do it.
         """
 
     def compress(
-        self, fp32: Path, deployable: Deployable, out: Path, *, precision: Precision, calibration: Sequence[Uint8Array]
+        self, fp32: Path, deployable: AnyDeployable, out: Path, *, precision: Precision, calibration: Sequence[Inputs]
     ) -> tuple[Path, str]:
         """Make ``precision`` from the fp32 file; return the file and the recipe in words.
 
-        ``calibration``: uint8 arrays (1, H, W, 3), already preprocessed; empty unless the precision is static.
+        ``calibration``: uint8 arrays (1, H, W, 3) or int32 (1, L), already preprocessed, not padded; empty unless the
+        precision is static.
         """
 
     def embed_metadata(self, path: Path, metadata: dict[str, str]) -> None:
@@ -87,8 +115,11 @@ class Target(Protocol):
     def read_metadata(self, path: Path) -> dict[str, str]:
         """Read it back; an empty dict if there is none."""
 
-    def tensors(self, path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, FloatArray]:
-        """Run the file and return intermediate tensors by name in graph order (for naming the first that diverges)."""
+    def tensors(self, path: Path, rows: Inputs, *, optimise: bool) -> dict[str, FloatArray]:
+        """Run the file and return intermediate tensors by name in graph order (for naming the first that diverges).
+
+        ``rows``: uint8 (N, H, W, 3), or int32 (N, L) of a length that the file takes.
+        """
 
     def float_operations(self, path: Path) -> tuple[str, ...]:
         """Operation types a quantised file still computes in float, with counts."""

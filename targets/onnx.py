@@ -14,17 +14,16 @@ import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper
 
-from distilledge.targets.base import Deployable, FloatArray, Precision, RuntimeName, Uint8Array
+from distilledge.targets.base import AnyDeployable, FloatArray, Inputs, Precision, RuntimeName, TextDeployable
 from distilledge.targets.deployed import IMAGE, LOGITS, converting, deployed
 from distilledge.targets.onnx_quantize import dynamic_int8, half_weights, static_int8
+from distilledge.targets.text_program import OPSET, strip_traces, text_program
 
 NAME: RuntimeName = "onnx"
 SUFFIX = ".onnx"
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8dyn", "w8a8")
-
-OPSET = 18
-"""The lowest that torch's exporter writes without down-conversion: the widest choice of runtimes on devices."""
+ANY_LENGTH = True
 
 DEQUANTISED = "_DequantizeLinear_Output"
 """What ONNX Runtime's quantizer appends to the name of a tensor behind its Q/DQ pair."""
@@ -36,9 +35,13 @@ NOT_ARITHMETIC = {
 }
 
 
-def export(model: torch.nn.Module, deployable: Deployable, out: Path) -> Path:
+def export(model: torch.nn.Module, deployable: AnyDeployable, out: Path) -> Path:
     """Write ``model.fp32.onnx`` with torch's own exporter; see ``Target.export``."""
     path = out / f"model.fp32{SUFFIX}"
+    if isinstance(deployable, TextDeployable):
+        with converting(f"torch to {path.name}"):
+            onnx.save(text_program(model, deployable), path)
+        return path
     module, example = deployed(model, deployable, channels_last=False)
     with converting(f"torch to {path.name}"):
         program = torch.onnx.export(
@@ -58,22 +61,13 @@ def export(model: torch.nn.Module, deployable: Deployable, out: Path) -> Path:
     return path
 
 
-def strip_traces(proto: onnx.ModelProto) -> None:
-    """Drop the exporter's stack traces: they hold paths of this machine and make the file depend on it."""
-    del proto.graph.metadata_props[:]
-    graph = proto.graph
-    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        del part.metadata_props[:]
-        part.doc_string = ""
-
-
 def compress(
     fp32: Path,
-    deployable: Deployable,  # noqa: ARG001 (one signature for all targets)
+    deployable: AnyDeployable,
     out: Path,
     *,
     precision: Precision,
-    calibration: Sequence[Uint8Array],
+    calibration: Sequence[Inputs],
 ) -> tuple[Path, str]:
     """See ``Target.compress``."""
     path = out / f"model.{precision}{SUFFIX}"
@@ -85,9 +79,9 @@ def compress(
             case "fp16":
                 return path, half_weights(fp32, path)
             case "w8dyn":
-                return path, dynamic_int8(fp32, path)
+                return path, dynamic_int8(fp32, path, saturates=deployable.saturates)
             case "w8a8":
-                return path, static_int8(fp32, path, calibration)
+                return path, static_int8(fp32, path, calibration, saturates=deployable.saturates)
 
 
 def embed_metadata(path: Path, metadata: dict[str, str]) -> None:
@@ -111,8 +105,8 @@ def session(path: Path | bytes, *, optimise: bool = True) -> ort.InferenceSessio
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def tensors(path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, FloatArray]:
-    """Every float32 tensor in graph order, one picture at a time, stacked; see ``Target.tensors``.
+def tensors(path: Path, rows: Inputs, *, optimise: bool) -> dict[str, FloatArray]:
+    """Every float32 tensor in graph order, one row at a time, stacked; see ``Target.tensors``.
 
     Where a tensor is quantised and de-quantised, what comes out counts: the quantizer leaves it to that to clip as the
     removed ReLU did. Marking a tensor as an output keeps ONNX Runtime from fusing it away: ``optimise`` shows all that
@@ -125,15 +119,15 @@ def tensors(path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, Floa
     names = [*present, proto.graph.output[0].name]
     run = session(proto.SerializeToString(), optimise=optimise)
     source = run.get_inputs()[0].name
-    rows = [run.run(names, {source: images[i : i + 1]}) for i in range(len(images))]
-    found = {name: np.stack([row[k] for row in rows]) for k, name in enumerate(names)}
+    made = [run.run(names, {source: rows[i : i + 1]}) for i in range(len(rows))]
+    found = {name: np.stack([row[k] for row in made]) for k, name in enumerate(names)}
     quantised = [name for name in names if name.endswith(DEQUANTISED)]
     found.update({name.removesuffix(DEQUANTISED): found.pop(name) for name in quantised})
     return found
 
 
 def computed(graph: onnx.GraphProto) -> list[str]:
-    """Tensors that depend on the picture, in graph order."""
+    """Tensors that depend on the input, in graph order."""
     known = {graph.input[0].name: None}
     for node in graph.node:
         if any(name in known for name in node.input):

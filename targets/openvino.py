@@ -7,11 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
-from distilledge.targets.base import Deployable, FloatArray, Precision, RuntimeName, Uint8Array
+from distilledge.targets.base import AnyDeployable, FloatArray, Inputs, Precision, RuntimeName, TextDeployable
 from distilledge.targets.deployed import IMAGE, LOGITS, converting, deployed
 from distilledge.targets.telemetry import switch_off
 
@@ -23,6 +24,7 @@ NAME: RuntimeName = "openvino"
 SUFFIX = ".xml"
 PACKAGES = ("torch", "openvino", "nncf")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8dyn", "w8a8")
+ANY_LENGTH = True
 
 SECTION = "distilledge"
 """Of rt_info, where our metadata stands."""
@@ -46,9 +48,15 @@ NOT_ARITHMETIC = {
 }
 
 
-def export(model: torch.nn.Module, deployable: Deployable, out: Path) -> Path:
+def export(model: torch.nn.Module, deployable: AnyDeployable, out: Path) -> Path:
     """Write ``model.fp32.xml`` and ``.bin``; see ``Target.export``."""
     path = out / f"model.fp32{SUFFIX}"
+    if isinstance(deployable, TextDeployable):
+        with converting(f"torch to {path.name}"):
+            converted = from_text(model, deployable)
+            name_stably(converted)
+            ov.save_model(converted, path, compress_to_fp16=False)
+        return path
     module, example = deployed(model, deployable, channels_last=False)
     with converting(f"torch to {path.name}"):
         converted = ov.convert_model(module, example_input=example, input=[list(example.shape)])
@@ -57,6 +65,18 @@ def export(model: torch.nn.Module, deployable: Deployable, out: Path) -> Path:
         name_stably(converted)
         ov.save_model(converted, path, compress_to_fp16=False)
     return path
+
+
+def from_text(model: torch.nn.Module, deployable: TextDeployable) -> ov.Model:
+    """By way of ONNX: OpenVINO's own tracer fails on transformers' masks, and attention is fused that way only."""
+    import onnx
+
+    from distilledge.targets.text_program import text_program
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(text_program(model, deployable), path)
+        return ov.convert_model(path)
 
 
 def name_stably(model: ov.Model) -> None:
@@ -72,11 +92,11 @@ def name_stably(model: ov.Model) -> None:
 
 def compress(
     fp32: Path,
-    deployable: Deployable,  # noqa: ARG001 (one signature for all targets)
+    deployable: AnyDeployable,
     out: Path,
     *,
     precision: Precision,
-    calibration: Sequence[Uint8Array],
+    calibration: Sequence[Inputs],
 ) -> tuple[Path, str]:
     """See ``Target.compress``."""
     path = out / f"model.{precision}{SUFFIX}"
@@ -90,7 +110,7 @@ def compress(
             case "w8dyn":
                 model, words = compress_to_int8(model)
             case "w8a8":
-                model, words = quantize(model, calibration)
+                model, words = quantize(model, calibration, saturates=deployable.saturates)
         name_stably(model)
         ov.save_model(model, path, compress_to_fp16=precision == "fp16")
     return path, words
@@ -145,8 +165,8 @@ def compiled(model: ov.Model | Path) -> ov.CompiledModel:
     return ov.Core().compile_model(model, "CPU", settings)
 
 
-def tensors(path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, FloatArray]:  # noqa: ARG001
-    """Float results in graph order, ``logits`` last, one picture at a time, stacked; see ``Target.tensors``.
+def tensors(path: Path, rows: Inputs, *, optimise: bool) -> dict[str, FloatArray]:  # noqa: ARG001
+    """Float results in graph order, ``logits`` last, one row at a time, stacked; see ``Target.tensors``.
 
     ``optimise`` changes nothing: the CPU plug-in cannot be told to leave a graph alone. A result for each operation
     keeps it from fusing most of them.
@@ -157,15 +177,15 @@ def tensors(path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, Floa
     run = compiled(model).create_infer_request()
     names = [*(o.friendly_name for o in inner), LOGITS]
     order = [*range(1, len(names)), 0]  # the model's own result comes first
-    rows = []
-    for image in images:
-        run.infer({0: image[None]})
-        rows.append([run.get_output_tensor(k).data.copy() for k in order])
-    return {name: np.stack([row[k] for row in rows]) for k, name in enumerate(names)}
+    made = []
+    for row in rows:
+        run.infer({0: row[None]})
+        made.append([run.get_output_tensor(k).data.copy() for k in order])
+    return {name: np.stack([outputs[k] for outputs in made]) for k, name in enumerate(names)}
 
 
 def is_inner(operation: ov.Node) -> bool:
-    """Whether it computes one float tensor from the picture, and that is not yet a result of the model."""
+    """Whether it computes one float tensor from the input, and that is not yet a result of the model."""
     if operation.get_type_name() in {"Parameter", "Constant", "Result"} or operation.get_output_size() != 1:
         return False
     users = {target.get_node().get_type_name() for target in operation.output(0).get_target_inputs()}

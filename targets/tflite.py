@@ -7,21 +7,24 @@ import shutil
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from distilledge.targets.base import Deployable, FloatArray, Precision, RuntimeName, Uint8Array
-from distilledge.targets.deployed import converting, deployed
-from distilledge.targets.tflite_file import Graph, model_bytes, read_graph
+from distilledge.targets.base import AnyDeployable, FloatArray, Inputs, Precision, RuntimeName, TextDeployable
+from distilledge.targets.deployed import converting, deployed, deployed_text
+from distilledge.targets.ondevice.session import LENGTH
+from distilledge.targets.tflite_file import Graph, model_bytes, read_graph, subgraph_of
 
 NAME: RuntimeName = "tflite"
 SUFFIX = ".tflite"
 PACKAGES = ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8dyn", "w8a8")
+ANY_LENGTH = False
 
 METADATA_FOLDER = "distilledge/"
 """In the zip at the end of the file, where TFLite keeps associated files; runtimes read the flatbuffer in front."""
@@ -43,9 +46,13 @@ NOT_ARITHMETIC = {
 }
 
 
-def export(model: torch.nn.Module, deployable: Deployable, out: Path) -> Path:
+def export(model: torch.nn.Module, deployable: AnyDeployable, out: Path) -> Path:
     """Write ``model.fp32.tflite``; see ``Target.export``. The converter names the tensors: ``args_0``, ``output_0``."""
     path = out / f"model.fp32{SUFFIX}"
+    if isinstance(deployable, TextDeployable):
+        with converting(f"torch to {path.name}"):
+            export_text(model, deployable, path)
+        return path
     module, example = deployed(model, deployable, channels_last=True)
     with converting(f"torch to {path.name}"):
         import litert_torch  # seconds
@@ -54,13 +61,28 @@ def export(model: torch.nn.Module, deployable: Deployable, out: Path) -> Path:
     return path
 
 
+def export_text(model: torch.nn.Module, deployable: TextDeployable, path: Path) -> None:
+    """One signature for each length, such as ``length_16``; they share the weights (91.1 MB with one or four, MiniLM).
+
+    XNNPACK needs fixed shapes: a file for any length would run without it.
+    """
+    import litert_torch
+
+    module, _ = deployed_text(model, deployable)
+    examples = {b: torch.full((1, b), 0 if deployable.pad_id else 1, dtype=torch.int32) for b in deployable.buckets}
+    converter: Any = litert_torch
+    for length, example in examples.items():
+        converter = converter.signature(f"{LENGTH}{length}", module, (example,))
+    converter.convert().export(str(path))
+
+
 def compress(
     fp32: Path,
-    deployable: Deployable,  # noqa: ARG001 (one signature for all targets)
+    deployable: AnyDeployable,
     out: Path,
     *,
     precision: Precision,
-    calibration: Sequence[Uint8Array],
+    calibration: Sequence[Inputs],
 ) -> tuple[Path, str]:
     """See ``Target.compress``."""
     path = out / f"model.{precision}{SUFFIX}"
@@ -70,7 +92,8 @@ def compress(
             return path, "as exported"
         from distilledge.targets.tflite_quantize import quantize
 
-        return path, quantize(fp32, path, precision, calibration)
+        pad_id = deployable.pad_id if isinstance(deployable, TextDeployable) else 0
+        return path, quantize(fp32, path, precision, calibration, pad_id=pad_id)
 
 
 def embed_metadata(path: Path, metadata: dict[str, str]) -> None:
@@ -95,8 +118,8 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {name.removeprefix(METADATA_FOLDER): archive.read(name).decode() for name in names}
 
 
-def tensors(path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, FloatArray]:
-    """Every computed tensor as float32 in graph order, one picture at a time, stacked; see ``Target.tensors``.
+def tensors(path: Path, rows: Inputs, *, optimise: bool) -> dict[str, FloatArray]:
+    """Every computed tensor as float32 in graph order, one row at a time, stacked; see ``Target.tensors``.
 
     int8 tensors are de-quantised. ``optimise``: with XNNPACK; tensors inside its partitions are then not to be seen.
     """
@@ -105,21 +128,40 @@ def tensors(path: Path, images: Uint8Array, *, optimise: bool) -> dict[str, Floa
         run = Interpreter(
             str(path), num_threads=1, experimental_op_resolver_type=resolver, experimental_preserve_all_tensors=True
         )
+    subgraph, name = subgraph_of(path, f"{LENGTH}{rows.shape[1]}")
+    graph = read_graph(path, subgraph)
+    call = _signature(run, name) if name else _primary(run)
+    made = [computed(run, graph, row[None], call, subgraph) for row in rows]
+    return {name: np.stack([found[name] for found in made]) for name in made[0]}
+
+
+def _primary(run: Interpreter) -> Callable[[Any], object]:
     run.allocate_tensors()
-    graph = read_graph(path)
-    rows = [computed(run, graph, image[None]) for image in images]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    index = run.get_input_details()[0]["index"]
+
+    def call(row: Any) -> None:
+        run.set_tensor(index, row)
+        run.invoke()
+
+    return call
 
 
-def computed(run: Interpreter, graph: Graph, image: Uint8Array) -> dict[str, FloatArray]:
-    run.set_tensor(run.get_input_details()[0]["index"], image)
-    run.invoke()
+def _signature(run: Interpreter, name: str) -> Callable[[Any], object]:
+    runner = run.get_signature_runner(name)
+    source = next(iter(runner.get_input_details()))
+    return lambda row: runner(**{source: row})
+
+
+def computed(
+    run: Interpreter, graph: Graph, row: Any, call: Callable[[Any], object], subgraph: int
+) -> dict[str, FloatArray]:
+    call(row)
     found: dict[str, FloatArray] = {}
     for operation in graph.operations:
         for tensor in operation.outputs:
             detail = graph.tensors[tensor]
             try:
-                value = run.get_tensor(tensor)
+                value = run.get_tensor(tensor, subgraph)
             except ValueError:  # inside a delegate's partition: never materialised
                 continue
             found[detail.name] = detail.dequantised(value)

@@ -54,7 +54,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Graph:
-    """The first subgraph, in execution order."""
+    """A subgraph, in execution order."""
 
     tensors: tuple[TensorInfo, ...]
     operations: tuple[Operation, ...]
@@ -73,13 +73,23 @@ def model_bytes(path: Path) -> bytes:
         return content[: min((info.header_offset for info in archive.infolist()), default=len(content))]
 
 
-def read_graph(path: Path) -> Graph:
-    """Read the first subgraph. What a damaged file raises is in ``DAMAGED``."""
+def subgraph_of(path: Path, signature: str) -> tuple[int, str]:
+    """The subgraph of a signature, with its name; (0, "") where there is none of this name."""
+    model = schema.Model.GetRootAs(bytearray(path.read_bytes()), 0)
+    for i in range(model.SignatureDefsLength()):
+        entry = model.SignatureDefs(i)
+        if entry.SignatureKey().decode() == signature:
+            return int(entry.SubgraphIndex()), signature
+    return 0, ""
+
+
+def read_graph(path: Path, subgraph: int = 0) -> Graph:
+    """Read a subgraph. What a damaged file raises is in ``DAMAGED``."""
     content = bytearray(path.read_bytes())
     if content[4:8] != b"TFL3":
         raise ValueError("no TFL3 mark")
     model = schema.Model.GetRootAs(content, 0)
-    graph = model.Subgraphs(0)
+    graph = model.Subgraphs(subgraph)
     codes = [operation_name(model.OperatorCodes(i)) for i in range(model.OperatorCodesLength())]
     operations = []
     for i in range(graph.OperatorsLength()):

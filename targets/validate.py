@@ -25,8 +25,9 @@ def check_model_file(path: Path, *, sha256: str | None = None, shape: Sequence[i
     """Check a model file before it is loaded or sent anywhere.
 
     ``sha256``: what it must be. ``shape``: of the input, such as (1, 224, 224, 3), where the caller knows it; without
-    it only the batch may be dynamic. Raises ``RejectedError`` (damaged, not self-contained, operations or versions that
-    the runtime here does not know, dynamic or other shape) and ``IntegrityError`` (another hash).
+    it only the batch may be dynamic, and the length of ids (1, L); -1 in ``shape``: any. Raises ``RejectedError``
+    (damaged, not self-contained, operations or versions that the runtime here does not know, dynamic or other shape)
+    and ``IntegrityError`` (another hash).
     """
     check = CHECKS.get(path.suffix)
     if check is None:
@@ -69,15 +70,16 @@ def _check_shape(path: Path, found: Sequence[int | None], shape: Sequence[int] |
     """``found``: the input's dimensions, None where dynamic."""
     words = "x".join("?" if d is None else str(d) for d in found)
     if shape is None:
-        if None in found[1:]:
+        if None in found[1:] and len(found) != 2:
             raise RejectedError("E3705", f"dynamic input shape {words}: {path}", "fix it when exporting: export.shape")
         return
     wanted = "x".join(map(str, shape))
-    if any(d not in (None, want) for d, want in zip(found, shape, strict=False)) or len(found) != len(shape):
+    differ = any(want not in (-1, d) for d, want in zip(found, shape, strict=False) if d is not None)
+    if differ or len(found) != len(shape):
         channels_first = len(shape) == 4 and list(found[1:]) == [shape[3], shape[1], shape[2]]
         layout = "it is NCHW, wanted is NHWC; " if channels_first else ""
         raise RejectedError("E3706", f"input shape {words}, expected {wanted}: {path}", f"{layout}set export.shape")
-    if None in found:
+    if None in found and -1 not in shape:
         raise RejectedError("E3705", f"dynamic input shape {words}: {path}", f"set export.shape: {list(shape)}")
 
 
