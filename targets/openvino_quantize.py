@@ -60,9 +60,8 @@ def halve_activations(model: ov.Model) -> None:
 
 
 def is_constant(node: ov.Node) -> bool:
-    return node.get_type_name() in ("Constant", "Convert") and all(
-        is_constant(i.get_node()) for i in node.input_values()
-    )
+    kinds = ("Constant", "Convert")
+    return node.get_type_name() in kinds and all(is_constant(i.get_node()) for i in node.input_values())
 
 
 def compress_to_int8(model: ov.Model) -> tuple[ov.Model, str]:
