@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -90,10 +91,9 @@ def describe_texts(entries: Sequence[Entry], task: TaskName) -> list[Finding]:
 
 def tag_faults(tags: Sequence[str]) -> list[str]:
     """``I-`` tags that continue nothing: after ``O``, or after an entity of another type. Plain tags have none."""
-    before = (OUTSIDE, *tags[:-1])
     return [
         f"{shown(tag)} after {shown(last)} (word {number})"
-        for number, (last, tag) in enumerate(zip(before, tags, strict=True), start=1)
+        for number, (last, tag) in enumerate(pairwise((OUTSIDE, *tags)), start=1)
         if tag.startswith("I-") and (last[:2] not in ("B-", "I-") or _type(last) != _type(tag))
     ]
 
