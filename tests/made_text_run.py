@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from made_run import ERRORS, MadeRun, measurement
+from made_run import ERRORS, RUNTIMES, MadeRun, measurement
 from made_texts import CLASSES, logits_of, made_encoder, made_rows
 
 from distilledge.pipeline.benchmark import with_outcomes
@@ -107,7 +107,7 @@ class MadeTextRun(MadeRun):
                     line: dict[str, Any] = dict.fromkeys(METRICS[self.recipe.task], now)
                     lines.write(json.dumps(line | {"epoch": epoch, "train_loss": 1 - now, "loss": 1.1 - now}) + "\n")
 
-    def exports(self, runtimes: Sequence[str] = ("onnx", "openvino", "tflite")) -> list[ExportResult]:
+    def exports(self, runtimes: Sequence[str] = RUNTIMES) -> list[ExportResult]:
         made = super().exports(runtimes)
         for result in made:
             place = self.work / "store" / f"export-{result.role}-{result.runtime}-0123456789abcdef"
@@ -126,7 +126,22 @@ class MadeTextRun(MadeRun):
         self.add("measure", found)
         return found
 
-    def scores(self, exports: Sequence[ExportResult]) -> tuple[Scores, dict[str, np.ndarray]]:
+    def logits(self, wrong: Collection[int], seed: int = 0) -> np.ndarray:
+        return logits_of(self.recipe.task, self.rows, self.numbers, self.encoder, wrong=wrong, seed=seed, strength=5.0)
+
+    def constant(self, name: str) -> dict[str, np.ndarray]:
+        """Logits of one file that answers the same to every text."""
+        made = np.full_like(self.logits(()), -1)
+        if self.recipe.task == "question-answering":
+            made[:, 40] = 9
+        elif self.recipe.task != "multi-label-classification":
+            made[..., 0] = 9
+        return {name: made}
+
+    def scores(
+        self, exports: Sequence[ExportResult], given: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[Scores, dict[str, np.ndarray]]:
+        """``given``: logits of files that answer otherwise."""
         logits, items = {}, []
         hard = np.random.default_rng(99).random(len(self.rows))
         for number, (result, file) in enumerate((r, f) for r in exports for f in r.files):
@@ -134,11 +149,10 @@ class MadeTextRun(MadeRun):
             seed = {"teacher": 10, "student": 20, "control": 30}[result.role]
             own = np.random.default_rng(seed + ("w8" in file.precision)).normal(0, 0.03, len(self.rows))
             wrong = set(np.flatnonzero(hard + own < ERRORS[result.role] + 0.02).tolist())
-            logits[name] = logits_of(
-                self.recipe.task, self.rows, self.numbers, self.encoder, wrong=wrong, seed=number, strength=5.0
-            )
-            given = {"runtime": file.runtime, "precision": file.precision, "role": result.role, "split": "test"}
-            items.append(Predictions(name=name, **given, logits=f"{number}.npy", seconds=2.0))
+            logits[name] = self.logits(wrong, seed=number)
+            logits[name] = (given or {}).get(name, logits[name])
+            facts = {"runtime": file.runtime, "precision": file.precision, "role": result.role, "split": "test"}
+            items.append(Predictions(name=name, **facts, logits=f"{number}.npy", seconds=2.0))
         directory = self.add("score", Scores(items=(), labels=(), paths=()))
         self.stages.pop()
         for item in items:
@@ -149,9 +163,7 @@ class MadeTextRun(MadeRun):
         self.add("score", scores)
         return scores, logits
 
-    def everything(
-        self, *, synthetic: bool = True, runtimes: Sequence[str] = ("onnx", "openvino", "tflite")
-    ) -> RunRecord:
+    def everything(self, *, synthetic: bool = True, runtimes: Sequence[str] = RUNTIMES) -> RunRecord:
         self.data(synthetic=synthetic)
         self.training()
         exports = self.exports(runtimes)

@@ -137,8 +137,10 @@ def _disagreement(teacher: Outcomes, student: Outcomes, row: int, path: str, sho
         label=words[0],
         teacher=words[1],
         teacher_probability=float(teacher.confidence[row]),
+        teacher_right=bool(teacher.right[row]),
         student=words[2],
         student_probability=float(student.confidence[row]),
+        student_right=bool(student.right[row]),
         picture=shown.picture,
         lines=shown.lines,
     )

@@ -70,9 +70,9 @@ def training(content: ReportContent) -> Markup:
     if not content.checkpoints:
         return NOTHING
     recipe, samples = content.recipe, noun(content.recipe)
-    metrics = {m: f"validation {metric_name(recipe, m).lower()}" for m in METRICS[recipe.task]}
+    metrics = {m: f"validation {_small(metric_name(recipe, m))}" for m in METRICS[recipe.task]}
     titles = (
-        "Model", "Architecture", "Parameters, M", "MACs, M", *(words.capitalize() for words in metrics.values()),
+        "Model", "Architecture", "Parameters, M", "MACs, M", *(f"V{words[1:]}" for words in metrics.values()),
         "Kept epoch", "Time, s", f"{samples.capitalize()}/s", "Precision",
     )  # fmt: skip
     drawn = [
@@ -99,6 +99,10 @@ def _checkpoint(found: Checkpoint, metrics: Sequence[str]) -> tuple[str, ...]:
         f"{found.samples_per_second:.0f}",
         found.precision,
     )
+
+
+def _small(words: str) -> str:
+    return words[:1].lower() + words[1:]
 
 
 def _share(value: float | None) -> str:
@@ -221,7 +225,7 @@ def _timing(found: Timing, of_text: bool) -> Sequence[str | Cell]:
     flags = [*(["quick"] if found.quick else []), *found.flags]
     return (
         found.name,
-        *([str(found.length or "as they come")] if of_text else []),
+        *([str(found.length or "mixed")] if of_text else []),
         str(found.threads),
         str(found.launches),
         f"{found.samples:,}",

@@ -23,7 +23,8 @@ def section_of_lengths(content: ReportContent) -> Markup:
         return NOTHING
     return section(
         "Latency by length",
-        "p50 of the model alone on texts of exactly so many tokens; small print: 95 % interval. Rings are teachers.",
+        "p50 of the model alone on texts of exactly so many tokens; small print: 95 % interval. Rings are teachers; "
+        "lines are solid for fp32, dashed for fp16, dotted for w8a8, dash and dots for w8dyn.",
         el("figure", {}, _figure(content, found)),
         grid(*table(content), left=("File",)),
     )
@@ -104,7 +105,7 @@ def histogram(found: Mapping[str, Any], what: str) -> Markup | None:
     y = Scale(0, 1.08 * max(counts), frame.height - frame.bottom, frame.top)
     width = (frame.width - frame.left - frame.right) / (last - first)
     shapes = [svg.text(2, 13, "texts", "axis")]
-    for tick in y.ticks(4):
+    for tick in y.ticks(6):
         shapes.append(svg.line(frame.left, y.at(tick), frame.width - frame.right, y.at(tick), "grid"))
         shapes.append(svg.text(frame.left - 8, y.at(tick) + 4, svg.tick_text(tick), "tick", "end"))
     for i in range(first, last):

@@ -133,7 +133,8 @@ def table(content: ReportContent) -> Markup:
 
 def _tokenizers(content: ReportContent) -> str:
     """What the column of sizes leaves out."""
-    found = ", ".join(f"{size:.2f} MB of the {role}" for role, size in content.tokenizers.items())
+    sizes = {role: size for role, size in content.tokenizers.items() if role != "control"}
+    found = ", ".join(f"{role} {s:.2f} MB" if s >= 0.1 else f"{role} {1000 * s:.1f} kB" for role, s in sizes.items())
     return f" Size: the model file; its tokenizer.json travels beside it ({found})." if found else ""
 
 

@@ -10,6 +10,13 @@ from distilledge.pipeline.report.markup import Markup, el
 from distilledge.pipeline.report.sections import NOTHING, section
 from distilledge.pipeline.report.vocabulary import Disagreement, Line, Piece, ReportContent
 
+TEXTS = {
+    "text-classification": "their first characters; beside each answer its probability",
+    "multi-label-classification": "their first characters; beside each answer the probability of all its labels",
+    "token-classification": "cut to where they differ; beside each model the probability of its least sure word",
+    "question-answering": "cut to the answers; beside each the probability of its start and end",
+}
+"""What is shown of a text, and what the numbers are."""
 COLOURS = 8
 """Colours of entity types; further ones begin anew."""
 
@@ -20,7 +27,7 @@ def gallery(content: ReportContent) -> Markup:
         return NOTHING
     samples = noun(content.recipe)
     total = found.teacher_right + found.student_right + found.both_wrong
-    how = "cut to the place that matters" if content.recipe.is_text else "as the student sees them"
+    how = TEXTS.get(content.recipe.task, "as the student sees them")
     counted = (
         f"{total} of {content.pictures}: only the teacher is right on {found.teacher_right}, only the student on "
         f"{found.student_right}, neither on {found.both_wrong}. Shown: {len(found.shown)}, {how}."
@@ -80,14 +87,13 @@ def _piece(piece: Piece, names: Sequence[str]) -> str:
 def _answers(found: Disagreement, nothing: str = "") -> list[Markup]:
     return [
         el("div", {}, "true: ", el("strong", {}, found.label or nothing)),
-        _answer("teacher", found.teacher or nothing, found.teacher_probability, found.label or nothing),
-        _answer("student", found.student or nothing, found.student_probability, found.label or nothing),
+        _answer("teacher", found.teacher or nothing, found.teacher_probability, found.teacher_right),
+        _answer("student", found.student or nothing, found.student_probability, found.student_right),
     ]
 
 
-def _answer(who: str, answer: str, probability: float, label: str) -> Markup:
-    kind = "better" if answer == label else "worse"
-    said = el("span", {"class": f"word {kind}"}, answer)
+def _answer(who: str, answer: str, probability: float, right: bool) -> Markup:
+    said = el("span", {"class": f"word {'better' if right else 'worse'}"}, answer)
     return el("div", {}, f"{who}: ", said, Markup(f" {probability:.2f}"))
 
 

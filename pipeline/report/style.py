@@ -84,15 +84,15 @@ figcaption { font-size: 13.5px; font-weight: 600; margin-bottom: 6px; }
 .texts .shot { font-size: 13.5px; padding: 10px 14px; } .texts .word { white-space: normal; }
 .line { display: flex; gap: 10px; margin: 0 0 6px; align-items: baseline; }
 .who { flex: 0 0 84px; color: var(--soft); font-size: 12.5px; }
-.said { min-width: 0; line-height: 1.75; unicode-bidi: isolate; overflow-wrap: anywhere; white-space: pre-wrap; }
+.said { min-width: 0; line-height: 1.85; unicode-bidi: isolate; overflow-wrap: anywhere; white-space: pre-wrap; }
 .entity { border-radius: 4px; padding: 1px 4px; background: color-mix(in srgb, var(--c) 17%, transparent);
   box-shadow: inset 0 -2px var(--c); }
 .entity small { color: var(--soft); font-size: 10.5px; font-weight: 650; margin-left: 4px; }
 .e0 { --c: #2563eb; } .e1 { --c: #d97706; } .e2 { --c: #0f9d76; } .e3 { --c: #c026a3; }
 .e4 { --c: #7c5cf0; } .e5 { --c: #dc4a4a; } .e6 { --c: #5b8a1f; } .e7 { --c: #64748b; }
-.span { padding: 2px 0; } .legend .span { margin-right: 14px; }
+.legend .span { margin-right: 14px; }
 .m-truth { background: color-mix(in srgb, var(--good) 22%, transparent); }
-.m-teacher { border-bottom: 3px solid var(--teacher); } .m-student { border-top: 3px solid var(--student); }
+.m-teacher { border-bottom: 2px solid var(--teacher); } .m-student { border-top: 2px solid var(--student); }
 pre { background: var(--page); border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; overflow-x: auto;
   font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 code { font: 12.5px ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }

@@ -131,8 +131,10 @@ class Disagreement(Value):
     label: str
     teacher: str
     teacher_probability: float
+    teacher_right: bool = False
     student: str
     student_probability: float
+    student_right: bool = False
     picture: str = ""
     """data: URI of a JPEG; empty where the file could not be read any more, and of texts."""
     lines: tuple[Line, ...] = ()
