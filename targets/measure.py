@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,14 +19,14 @@ import numpy as np
 
 from distilledge.models.base import Value
 from distilledge.targets.base import Exported, Launch, Measurement, Predictions
-from distilledge.targets.devices.base import Device, WorkerHandle
+from distilledge.targets.devices.base import Device, Message, WorkerHandle
 from distilledge.targets.fairness import fairness_flags, machine_flags
-from distilledge.targets.ondevice.preprocess import InputSpec, preprocess
+from distilledge.targets.samples import Samples, is_text, key, timed_arrays
 
 BLOCK_SECONDS = 0.12
 """Aim of a block's length. A switch leaves cold caches, so one untimed inference leads each block."""
-PICTURES = 32
-"""Pictures that the timed inferences cycle through."""
+ROWS = 32
+"""Pictures or texts that the timed inferences cycle through."""
 LOAD_SECONDS = 300.0
 ANSWER_SECONDS = 60.0
 
@@ -115,26 +115,29 @@ def measure(  # noqa: PLR0913 (a protocol's settings, all by keyword)
     warmup: int,
     end_to_end: int,
     quick: bool,
-    images: Sequence[str],
+    inputs: Samples,
+    length: int | None = None,
 ) -> tuple[Measurement, ...]:
     """Time one runtime's candidates, interleaved, until each has ``samples`` and ``min_seconds`` over all launches.
 
-    ``threads`` 0: all cores. ``images``: picture files, read by each candidate's own input spec; ``end_to_end`` of them
-    are timed from file to class in each launch, after peak memory is read. ``quick`` only labels. Raises what
-    ``WorkerHandle.request`` raises.
+    ``threads`` 0: all cores. ``inputs``: read by each candidate's own input spec; ``end_to_end`` of them are timed from
+    file or string to class in each launch, after peak memory is read. ``length``: every text has so many tokens.
+    ``quick`` only labels. Raises what ``WorkerHandle.request`` raises.
     """
-    if not images:
-        raise ValueError("pictures are needed to be timed on")
+    if not inputs.rows:
+        raise ValueError("pictures or texts are needed to be timed on")
     collected: list[list[Lane]] = [[] for _ in candidates]
     with tempfile.TemporaryDirectory(prefix="distilledge-measure-") as folder:
-        inputs = _inputs(candidates, images, Path(folder))
+        requests = _inputs(candidates, device, inputs.spread(ROWS), length, Path(folder))
+        whole = inputs.cycled(end_to_end)
+        pushed = whole.pushed(device, Path(folder))
         facts: list[dict[str, Any]] = []
         for number in range(launches):
             goal = samples * (number + 1) / launches, min_seconds * (number + 1) / launches
             with ExitStack() as stack:
                 lanes = [
-                    _open(stack, c, device, path, threads, _sum(done))
-                    for c, path, done in zip(candidates, inputs, collected, strict=True)
+                    _open(stack, c, device, request, threads, _sum(done))
+                    for c, request, done in zip(candidates, requests, collected, strict=True)
                 ]
                 for lane in lanes:
                     _beat(lanes)
@@ -142,13 +145,13 @@ def measure(  # noqa: PLR0913 (a protocol's settings, all by keyword)
                 facts.append(lanes[0].worker.request({"op": "facts"}, ANSWER_SECONDS))
                 interleave(lanes, *goal)
                 facts.append(lanes[0].worker.request({"op": "facts"}, ANSWER_SECONDS))
-                _end_to_end(lanes, candidates, device, _cycled(images, end_to_end))
+                _end_to_end(lanes, candidates, list(whole.parts(pushed, 8)))
             for done, lane in zip(collected, lanes, strict=True):
                 done.append(lane)
     flags = machine_flags(facts[0]["counters"], facts[-1]["counters"], emulated=facts[0]["card"]["emulated"])
     pairs = zip(candidates, collected, strict=True)
     made = [_measurement(c, lanes, warmup, quick=quick, card=facts[0]["card"], machine=flags) for c, lanes in pairs]
-    return mark_slow_int8(made)
+    return mark_slow_int8([m.model_copy(update={"length": length}) for m in made])
 
 
 def interleave(lanes: Sequence[Lane], samples: float, seconds: float) -> None:
@@ -183,16 +186,17 @@ def p50(measurement: Measurement) -> float:
     return statistics.median([ns for launch in measurement.launches for ns in launch.latency_ns])
 
 
-def score(candidate: Candidate, device: Device, *, paths: Sequence[str], out: Path) -> Predictions:
-    """Predict every picture with the exported file itself, on the device, through its own preprocessing.
+def score(candidate: Candidate, device: Device, *, inputs: Samples, out: Path) -> Predictions:
+    """Predict every picture or text with the exported file itself, on the device, through its own preprocessing.
 
-    The logits lie in ``out / <name>.npy``, float32 (N, classes), in the order of ``paths``.
+    The logits lie in ``out / <name>.npy``, float32 (N, classes), in the order of ``inputs``; of tokens
+    (N, max_length, K) with zeros behind the end of each text.
     """
     name = f"{candidate.name.replace(' ', '-').replace('/', '-')}.npy"
-    with device.start() as worker:
+    with tempfile.TemporaryDirectory(prefix="distilledge-score-") as folder, device.start() as worker:
         _load(worker, candidate, device, 0)
         written = device.scratch(name)
-        request = {"op": "score", "files": _push_paths(device, paths), "out": written}
+        request = {"op": "score", **inputs.pushed(device, Path(folder)), "out": written}
         answer = worker.request({**request, "spec": candidate.exported.input_spec}, ANSWER_SECONDS)
     device.pull(written, out / name)
     return Predictions(
@@ -206,19 +210,17 @@ def score(candidate: Candidate, device: Device, *, paths: Sequence[str], out: Pa
     )
 
 
-def _peer(measurement: Measurement) -> tuple[str, str, int]:
-    return measurement.runtime, measurement.role, measurement.threads
-
-
-def _push_paths(device: Device, paths: Sequence[str]) -> list[str]:
-    return list(device.push([Path(p) for p in paths]))
+def _peer(measurement: Measurement) -> tuple[str, str, int, int | None]:
+    return measurement.runtime, measurement.role, measurement.threads, measurement.length
 
 
 def _load(worker: WorkerHandle, candidate: Candidate, device: Device, threads: int) -> dict[str, Any]:
     exported, directory = candidate.exported, Path(candidate.directory)
+    files = list(device.push([directory / f for f in exported.files]))
     request = {
         "op": "load",
-        "files": list(device.push([directory / f for f in exported.files])),
+        "files": files,
+        "tokenizer": files[-1] if is_text(exported) else "",
         "sha256": list(exported.sha256),
         "runtime": exported.runtime,
         "precision": exported.precision,
@@ -227,10 +229,12 @@ def _load(worker: WorkerHandle, candidate: Candidate, device: Device, threads: i
     return worker.request(request, LOAD_SECONDS)
 
 
-def _open(stack: ExitStack, candidate: Candidate, device: Device, inputs: Path, threads: int, before: Progress) -> Lane:
+def _open(
+    stack: ExitStack, candidate: Candidate, device: Device, inputs: Message, threads: int, before: Progress
+) -> Lane:
     worker = stack.enter_context(device.start())
     lane = Lane(worker, _load(worker, candidate, device, threads), before)
-    worker.request({"op": "inputs", "path": device.push([inputs])[0]}, ANSWER_SECONDS)
+    worker.request({"op": "inputs", **inputs}, ANSWER_SECONDS)
     return lane
 
 
@@ -243,31 +247,32 @@ def _beat(lanes: Sequence[Lane]) -> None:
         lane.worker.beat()
 
 
-def _inputs(candidates: Sequence[Candidate], images: Sequence[str], folder: Path) -> list[Path]:
-    """For each candidate a .npy of uint8 (n, H, W, 3); one file for all with the same input spec."""
-    chosen = images[:: max(1, len(images) // PICTURES)][:PICTURES]
-    specs = [InputSpec.from_dict(c.exported.input_spec) for c in candidates]
-    paths = {spec: folder / f"inputs-{i}.npy" for i, spec in enumerate(dict.fromkeys(specs))}
-    for spec, path in paths.items():
-        np.save(path, np.stack([preprocess(p, spec) for p in chosen]))
-    return [paths[spec] for spec in specs]
+def _inputs(
+    candidates: Sequence[Candidate], device: Device, samples: Samples, length: int | None, folder: Path
+) -> list[Message]:
+    """For each candidate the fields that name what it is timed on; one file for all that read it alike.
+
+    Texts as they are go to the device, which makes their ids; pictures, and ids of one length, as a .npy.
+    """
+    if samples.text and length is None:
+        texts = samples.pushed(device, folder)
+        return [{**texts, "spec": c.exported.input_spec} for c in candidates]
+    made: dict[str, Message] = {}
+    for candidate in candidates:
+        spec = candidate.exported.input_spec
+        if key(spec, candidate.directory) not in made:
+            path = folder / f"inputs-{len(made)}.npy"
+            np.save(path, timed_arrays(samples, spec, Path(candidate.directory), length))
+            made[key(spec, candidate.directory)] = {"path": device.push([path])[0]}
+    return [made[key(c.exported.input_spec, c.directory)] for c in candidates]
 
 
-def _cycled(images: Sequence[str], count: int) -> list[str]:
-    return [images[i % len(images)] for i in range(count)]
-
-
-def _end_to_end(lanes: Sequence[Lane], candidates: Sequence[Candidate], device: Device, paths: list[str]) -> None:
-    """Time files to classes, a few pictures of each lane in turn."""
-    remote = _push_paths(device, paths)
-    for part in _parts(remote, 8):
+def _end_to_end(lanes: Sequence[Lane], candidates: Sequence[Candidate], parts: Sequence[Message]) -> None:
+    """Time files or texts to classes, a few of each lane in turn."""
+    for part in parts:
         for lane, candidate in zip(lanes, candidates, strict=True):
-            request = {"op": "end_to_end", "files": part, "spec": candidate.exported.input_spec}
+            request = {"op": "end_to_end", **part, "spec": candidate.exported.input_spec}
             lane.end_to_end_ns += lane.worker.request(request, ANSWER_SECONDS)["latency_ns"]
-
-
-def _parts(items: list[str], size: int) -> Iterator[list[str]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
 
 
 def _measurement(

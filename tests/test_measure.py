@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, save
 from PIL import Image
 
+from distilledge.targets import samples
 from distilledge.targets.base import Exported, Launch, Measurement, Precision
 from distilledge.targets.devices.base import Device, WorkerHandle
 from distilledge.targets.devices.local import LocalDevice
@@ -221,7 +222,7 @@ def run(
     device: Device, candidates: Sequence[Candidate], images: Sequence[str], **fields: Any
 ) -> tuple[Measurement, ...]:
     defaults = {"threads": 1, "samples": 64, "min_seconds": 0.0, "launches": 1, "warmup": 5, "end_to_end": 4}
-    return measure(candidates, device, **{**defaults, "quick": True, "images": images, **fields})
+    return measure(candidates, device, **{**defaults, "quick": True, "inputs": samples.pictures(images), **fields})
 
 
 def test_blocks_alternate(pictures: list[str]) -> None:
@@ -311,7 +312,9 @@ def test_real_workers(tmp_path: Path, pictures: list[str]) -> None:
 def test_score_is_in_the_order_of_the_paths(tmp_path: Path, pictures: list[str]) -> None:
     path, out = mean_model(tmp_path / "model.onnx"), tmp_path / "out"
     out.mkdir()
-    predictions = score(candidate("student onnx fp32", path), LocalDevice(), paths=pictures[::-1], out=out)
+    predictions = score(
+        candidate("student onnx fp32", path), LocalDevice(), inputs=samples.pictures(pictures[::-1]), out=out
+    )
     assert predictions.logits == "student-onnx-fp32.npy"
     expected = np.stack([preprocess(p, SPEC).mean((0, 1)) for p in pictures[::-1]])
     np.testing.assert_allclose(np.load(out / predictions.logits), expected, rtol=1e-4)

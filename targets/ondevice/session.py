@@ -162,9 +162,7 @@ class TfliteSession:
         source, sink = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
         self._text = _is_text(path, source["dtype"].__name__)
         if self._text and package == "tflite-runtime":
-            raise ValueError(
-                "tflite-runtime reads int8 weights of text models wrongly: use ai-edge-litert"
-            )
+            raise ValueError("tflite-runtime reads int8 weights of text models wrongly: use ai-edge-litert")
         self._in, self._out, self._scale = source["index"], sink["index"], sink["quantization"]
         self.input_shape = tuple(int(d) for d in source["shape"])
         self.example = _zeros((1, min(self._names)) if self._names else self.input_shape)
