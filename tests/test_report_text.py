@@ -165,6 +165,18 @@ def test_lengths_are_kept_apart_from_the_judged_latency(contents):
     assert by_length[128] == pytest.approx(8 * by_length[16], rel=0.1)
 
 
+def test_the_page_names_the_length_that_is_judged(contents):
+    content = contents["text-classification"]
+    assert "of 128 tokens" not in Elements(page(content)).text()
+    single = [t for t in content.timings if t.length is not None]
+    for kept, lengths in ((single, True), ([t for t in single if t.length == 128], False)):
+        changed = content.model_copy(update={"timings": tuple(kept)})
+        text = Elements(page(changed)).text()
+        assert "one text at a time, of 128 tokens" in text
+        assert "Latencies are of 128 tokens" in markdown(changed)
+        assert ("Latency by length" in text) == lengths
+
+
 def test_single_lengths_alone_are_judged_by_the_longest():
     made = [measurement("onnx", "fp32", "student", median_ms=n / 16, samples=90, length=n) for n in LENGTHS]
     evidence = gate.Evidence(recipe("text-classification"), (), {}, np.zeros(0, np.int64), None, tuple(made))

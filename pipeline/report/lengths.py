@@ -19,7 +19,7 @@ DASHES = {"fp32": "d0", "fp16": "d1", "w8dyn": "d3", "w8a8": "d2"}
 def section_of_lengths(content: ReportContent) -> Markup:
     """A line and a row for each file that was timed at single lengths."""
     found = by_length(content)
-    if not found:
+    if len({length for timings in found.values() for length in timings}) < 2:
         return NOTHING
     return section(
         "Latency by length",
@@ -45,6 +45,8 @@ def table(content: ReportContent) -> tuple[list[str], list[list[str | Cell]]]:
     """Titles and lines: a column for each length."""
     found = by_length(content)
     lengths = sorted({length for timings in found.values() for length in timings})
+    if len(lengths) < 2:
+        return [], []
     titles = ["File", *(f"{length} tokens, ms" for length in lengths)]
     lines: list[list[str | Cell]] = []
     for name, timings in found.items():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from distilledge.pipeline.report import lengths
 from distilledge.pipeline.report.background import counts
-from distilledge.pipeline.report.table import NONE, columns, number, rows, summary
+from distilledge.pipeline.report.table import NONE, columns, judged_length, number, rows, summary
 from distilledge.pipeline.report.vocabulary import ReportContent
 
 SPECIAL = "\\`*_[]<>|#~!&"
@@ -14,12 +14,13 @@ SPECIAL = "\\`*_[]<>|#~!&"
 
 
 def markdown(content: ReportContent) -> str:
+    length = judged_length(content)
     parts = [
         f"# {plain(content.recipe.name)}",
         *(plain(line) + "  " for line in summary(content)),
         "",
         "## All files, teacher first",
-        "95 % intervals in brackets.",
+        "95 % intervals in brackets." + (f" Latencies are of {length} tokens." if length else ""),
         "",
         _grid([c.title for c in columns(content)], [[str(cell) for cell in row.cells] for row in rows(content)]),
         *_teacher_worth(content),

@@ -8,7 +8,7 @@ from distilledge.pipeline.gate import noun
 from distilledge.pipeline.record import Check
 from distilledge.pipeline.report import figures
 from distilledge.pipeline.report.markup import Markup, el
-from distilledge.pipeline.report.table import NONE, Cell, columns, generated, metric_name, number, rows
+from distilledge.pipeline.report.table import NONE, Cell, columns, generated, judged_length, metric_name, number, rows
 from distilledge.pipeline.report.vocabulary import FileResult, Headline, Reliability, ReportContent
 
 NOTHING = Markup("")
@@ -119,13 +119,14 @@ def table(content: ReportContent) -> Markup:
         cells = [_td(s, cell) for s, cell in zip(sides[:-1], row.cells[:-1], strict=True)]
         cells.append(_verdict_cell(row.file, row.cells[-1]))
         body.append(el("tr", {"class": "ships" if row.file.shipped else row.file.role}, *cells))
-    samples = noun(content.recipe)
+    samples, length = noun(content.recipe), judged_length(content)
+    tokens = f", of {length} tokens" if length else ""
     whole = el("div", {"class": "scroll"}, el("table", {}, el("thead", {}, head), el("tbody", {}, *body)))
     return section(
         "All files, teacher first",
         f"Small print: 95 % interval. {metric_name(content.recipe)}: every file's own answers on the whole test split; "
         f"the drop is paired, on the same {samples}, against the fp32 teacher in the same runtime. Latency: model "
-        f"alone, one {samples.removesuffix('s')} at a time; p99 is refused below 1,000 samples. Tinted green: the file "
+        f"alone, one {samples.removesuffix('s')} at a time{tokens}; p99 is refused below 1,000 samples. Tinted green: the file "
         f"that its runtime ships.{_tokenizers(content)}",
         whole,
     )

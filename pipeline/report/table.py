@@ -118,6 +118,12 @@ def _verdict(file: FileResult) -> Cell:
     return Cell(file.verdict.outcome, "ships" if file.shipped else "")
 
 
+def judged_length(content: ReportContent) -> int | None:
+    """Tokens of the texts that the judged latencies are of; None where they are mixed, or pictures."""
+    lengths = {t.length for t in content.timings}
+    return None if None in lengths or not lengths else max(n for n in lengths if n)
+
+
 def terminal(report: ReportContent | dict[str, Any]) -> str:
     """Verdict and table for a terminal. ``report``: the content, or what report.json holds."""
     from rich.console import Console
