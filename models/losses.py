@@ -39,6 +39,8 @@ def kl_standardised(student: Tensor, teacher: Tensor, *, temperature: Positive =
 
     The student need not match the teacher's range, only its shape: the loss ignores scale and shift of either side.
     """
+    if not len(student):
+        return student.float().sum()
     return kl(_standardise(student.float()), _standardise(teacher.float()), temperature=temperature)
 
 

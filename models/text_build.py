@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distilledge.models.errors import UsageError
-from distilledge.models.text_names import LEARNED_POSITIONS, first_position, layout
+from distilledge.models.text_names import LEARNED_POSITIONS, UNLISTED, first_position, layout
 from distilledge.models.text_net import Pooling, TextNet
 
 Field = int | float | str | bool
@@ -40,7 +40,7 @@ def from_config(
 
     names = layout(model_type)
     usual = AutoConfig.for_model(model_type)
-    known = {*usual.to_dict(), *usual.attribute_map, "hidden_size", "intermediate_size"}
+    known = {*usual.to_dict(), *usual.attribute_map, "hidden_size", "intermediate_size", *UNLISTED.get(model_type, ())}
     unknown = sorted(set(fields) - known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=3) or sorted(known)[:10]
@@ -132,7 +132,9 @@ def _shallower(config: dict[str, Any], layers: list[int]) -> dict[str, Any]:
     settings.num_hidden_layers = len(layers)
     shallower: dict[str, Any] = settings.to_dict()
     if config.get("layer_types"):  # ModernBERT's local and global ones stay what they are
-        shallower["layer_types"] = [config["layer_types"][layer] for layer in layers]
+        shallower["layer_types"] = kept = [config["layer_types"][layer] for layer in layers]
+        if set(config["layer_types"]) <= set(config["rope_parameters"]):
+            shallower["rope_parameters"] = {kind: config["rope_parameters"][kind] for kind in sorted(set(kept))}
     return {name: shallower[name] for name in config}
 
 

@@ -25,11 +25,16 @@ class LanguageHead(nn.Module):
             dense = nn.Linear(config.hidden_size, width)
             nn.init.normal_(dense.weight, std=0.02)
             nn.init.zeros_(dense.bias)
-            self.transform = nn.Sequential(dense, nn.GELU(), nn.LayerNorm(width, eps=1e-12))
+            self.transform = nn.Sequential(dense, nn.GELU(), nn.LayerNorm(width, eps=norm_eps(config)))
             self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
         return functional.linear(self.transform(hidden), embeddings, self.bias)
+
+
+def norm_eps(config: Any) -> float:
+    """That of the architecture's own norms; DistilBERT's stands in no configuration."""
+    return float(getattr(config, "layer_norm_eps", None) or getattr(config, "norm_eps", None) or 1e-12)
 
 
 def mask_tokens(

@@ -93,6 +93,11 @@ LAYOUTS: dict[str, Layout] = {
     "llama": LLAMA,
     "qwen2": LLAMA,
 }
+UNLISTED = {
+    "deberta-v2": ("position_buckets", "share_att_key", "norm_rel_ebd", "conv_kernel_size", "conv_act", "conv_groups"),
+    "modernbert": ("global_attn_every_n_layers",),
+}
+"""Settings that transformers reads, but does not have in its configuration by default."""
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 """Their first position is numbered pad_token_id + 1."""
 LEARNED_POSITIONS = (*OFFSET_POSITIONS, "bert", "electra", "distilbert", "deberta-v2", "gpt2")

@@ -144,7 +144,7 @@ def _read_parts(index: Path) -> tuple[State, Path, str]:
     try:
         places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(places.values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RejectedError("E3423", f"not an index of weight files ({error}): {index}", "fetch it again") from error
     state: State = {}
     digests = []
