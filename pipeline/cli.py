@@ -67,7 +67,7 @@ def demo(work: Work = WORK, smoke: Smoke = False, as_json: Json = False, set_: O
 
 @app.command()
 def init(
-    data: Annotated[Path, typer.Argument(help="Picture folder, manifest, or Hugging Face directory.")],
+    data: Annotated[Path, typer.Argument(help="Folder or file of pictures or texts, or a datasets directory.")],
     explain: Annotated[bool, typer.Option(help="Every field with its meaning.")] = False,
 ) -> None:
     """Look at a data folder and write a commented recipe to stdout."""
