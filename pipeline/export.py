@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.record import Checkpoint, ExportResult, Role
 from distilledge.pipeline.steps import RUNTIME_PACKAGES, package_versions
 from distilledge.targets import get
-from distilledge.targets.base import Deployable, Exported, Precision, Uint8Array
-from distilledge.targets.ondevice.preprocess import InputSpec, preprocess
+from distilledge.targets.base import AnyDeployable, Deployable, Exported, Precision, Target, TextDeployable
+from distilledge.targets.ondevice.text import TextSpec
+from distilledge.targets.samples import Samples, reader
 
 STATIC: tuple[Precision, ...] = ("w8a8",)
-"""Precisions whose activation ranges are measured on calibration pictures."""
+"""Precisions whose activation ranges are measured on calibration pictures or texts."""
 
 
 def export(
@@ -28,32 +29,46 @@ def export(
     role: Role,
     runtime: str,
     precisions: Sequence[Precision],
-    pictures: Sequence[Path],
+    calibration: Samples,
     out: Path,
+    saturates: bool = False,
 ) -> ExportResult:
     """Write ``model.<precision><suffix>`` for each precision into ``out``, fp32 first: the others are made from it.
 
-    ``pictures``: the calibration set, used by static precisions only. Raises ``MissingPackageError`` for a missing
+    ``calibration``: used by static precisions only. ``saturates``: of the CPU that the files are for, see
+    ``targets.saturation``. The tokenizer of a text model is copied beside. Raises ``MissingPackageError`` for a missing
     package or a converter that crashed, ``RejectedError`` for a model that the target cannot express.
     """
     target = get(runtime)
     model = checkpoints.load(checkpoint, directory)
-    deployable = describe(checkpoint)
+    deployable = describe(checkpoint, target).model_copy(update={"saturates": saturates})
+    beside = copy_tokenizer(checkpoint, directory, out)
     started = time.perf_counter()
     fp32 = target.export(model, deployable, out)
-    made = [_finish(target, fp32, "fp32", "as exported", deployable, started)]
-    spec = InputSpec.from_dict(checkpoint.input_spec)
+    made = [_finish(target, [fp32, *beside], "fp32", "as exported", deployable, started)]
+    read = reader(deployable.input_spec, out)
     for precision in (p for p in precisions if p != "fp32"):
         started = time.perf_counter()
-        calibration = calibration_arrays(pictures, spec) if precision in STATIC else []
-        path, recipe = target.compress(fp32, deployable, out, precision=precision, calibration=calibration)
-        made.append(_finish(target, path, precision, recipe, deployable, started))
+        arrays = [read(row)[None] for row in calibration.rows] if precision in STATIC else []
+        path, recipe = target.compress(fp32, deployable, out, precision=precision, calibration=arrays)
+        made.append(_finish(target, [path, *beside], precision, recipe, deployable, started))
     return ExportResult(role=role, runtime=runtime, files=tuple(made))
 
 
-def describe(checkpoint: Checkpoint) -> Deployable:
+def describe(checkpoint: Checkpoint, target: Target) -> AnyDeployable:
     """What an exporter needs to know of a checkpoint."""
-    spec = InputSpec.from_dict(checkpoint.input_spec)
+    spec = checkpoints.spec(checkpoint)
+    metadata = {"distilledge.model": checkpoint.model, "distilledge.checkpoint": checkpoint.weights_sha256}
+    if isinstance(spec, TextSpec):
+        own = dataclasses.replace(spec, buckets=() if target.ANY_LENGTH else spec.buckets or (spec.max_length,))
+        return TextDeployable(
+            input_spec=own.to_dict(),
+            max_length=own.max_length,
+            pad_id=own.pad_id,
+            buckets=own.buckets,
+            classes=checkpoint.classes,
+            metadata=metadata,
+        )
     return Deployable(
         input_spec=checkpoint.input_spec,
         height=spec.height,
@@ -61,13 +76,16 @@ def describe(checkpoint: Checkpoint) -> Deployable:
         mean=spec.mean,
         std=spec.std,
         classes=checkpoint.classes,
-        metadata={"distilledge.model": checkpoint.model, "distilledge.checkpoint": checkpoint.weights_sha256},
+        metadata=metadata,
     )
 
 
-def calibration_arrays(pictures: Sequence[Path], spec: InputSpec) -> list[Uint8Array]:
-    """The pictures as (1, H, W, 3) uint8, by the code that runs on the device."""
-    return [preprocess(path, spec)[None] for path in pictures]
+def copy_tokenizer(checkpoint: Checkpoint, directory: Path, out: Path) -> list[Path]:
+    """Of a text model, its tokenizer, checked and copied; else nothing. Raises ``IntegrityError``."""
+    if checkpoint.input_spec.get("kind") != "text":
+        return []
+    spec = checkpoints.encoder(checkpoint, directory).spec
+    return [Path(shutil.copyfile(directory / spec.tokenizer, out / spec.tokenizer))]
 
 
 def companions(path: Path) -> list[Path]:
@@ -76,16 +94,20 @@ def companions(path: Path) -> list[Path]:
     return [path, weights] if path.suffix == ".xml" and weights.exists() else [path]
 
 
-def _finish(target, path: Path, precision: Precision, recipe: str, deployable: Deployable, started: float) -> Exported:  # type: ignore[no-untyped-def]
+def _finish(
+    target: Target, files: list[Path], precision: Precision, recipe: str, deployable: AnyDeployable, started: float
+) -> Exported:
+    """``files``: the model, then what lies beside it."""
+    path, *beside = files
     target.embed_metadata(path, metadata(deployable, precision))
-    files = companions(path)
+    own = companions(path)
     return Exported(
         runtime=target.NAME,
         precision=precision,
-        files=tuple(f.name for f in files),
-        sha256=tuple(hashlib.sha256(f.read_bytes()).hexdigest() for f in files),
-        size_bytes=sum(f.stat().st_size for f in files),
-        input_shape=(1, deployable.height, deployable.width, 3),
+        files=tuple(f.name for f in (*own, *beside)),
+        sha256=tuple(hashlib.sha256(f.read_bytes()).hexdigest() for f in (*own, *beside)),
+        size_bytes=sum(f.stat().st_size for f in own),
+        input_shape=input_shape(deployable),
         classes=deployable.classes,
         input_spec=deployable.input_spec,
         versions=package_versions(RUNTIME_PACKAGES[target.NAME]),
@@ -95,7 +117,14 @@ def _finish(target, path: Path, precision: Precision, recipe: str, deployable: D
     )
 
 
-def metadata(deployable: Deployable, precision: Precision) -> dict[str, str]:
+def input_shape(deployable: AnyDeployable) -> tuple[int, ...]:
+    """-1 where any length is taken, or one of several."""
+    if isinstance(deployable, Deployable):
+        return (1, deployable.height, deployable.width, 3)
+    return (1, deployable.buckets[0] if len(deployable.buckets) == 1 else -1)
+
+
+def metadata(deployable: AnyDeployable, precision: Precision) -> dict[str, str]:
     """What is written inside each model file; informative, the manifest wins."""
     return {
         **deployable.metadata,
@@ -103,11 +132,3 @@ def metadata(deployable: Deployable, precision: Precision) -> dict[str, str]:
         "distilledge.classes": json.dumps(list(deployable.classes), ensure_ascii=False),
         "distilledge.precision": precision,
     }
-
-
-def stack(pictures: Sequence[Path], spec: InputSpec) -> Uint8Array:
-    """Pictures as one (N, H, W, 3) uint8 array."""
-    out = np.empty((len(pictures), spec.height, spec.width, 3), np.uint8)
-    for row, path in enumerate(pictures):
-        out[row] = preprocess(path, spec)
-    return out

@@ -21,7 +21,9 @@ from distilledge import targets
 from distilledge.models.errors import MissingPackageError, UsageError
 from distilledge.targets.base import Deployable, RuntimeName, Target
 from distilledge.targets.deployed import Deployed, converting
+from distilledge.targets.ondevice.facts import device_card
 from distilledge.targets.ondevice.session import open_session
+from distilledge.targets.saturation import saturates
 from distilledge.targets.tflite_file import read_graph
 
 SIZE, CLASSES = 32, 7
@@ -69,7 +71,10 @@ class Attentive(nn.Module):
 
 
 def deployable(mean: tuple[float, ...], std: tuple[float, ...]) -> Deployable:
-    return Deployable(input_spec={}, height=SIZE, width=SIZE, mean=mean, std=std, classes=tuple("abcdefg"))
+    return Deployable(
+        input_spec={}, height=SIZE, width=SIZE, mean=mean, std=std, classes=tuple("abcdefg"),
+        saturates=saturates(device_card()),
+    )  # fmt: skip
 
 
 def pictures(count: int, seed: int) -> list[np.ndarray]:
