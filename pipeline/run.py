@@ -102,7 +102,7 @@ def local_card() -> dict[str, Any]:
     from distilledge.targets.devices.local import LocalDevice
 
     facts = LocalDevice().facts()
-    return {key: facts.get(key) for key in ("cpu_model", "cpu_count", "machine")}
+    return {key: facts.get(key) for key in ("cpu_model", "cpu_flags", "cpu_count", "machine")}
 
 
 def _run_steps(chain: Chain, until: str) -> None:
@@ -186,6 +186,7 @@ def _export(chain: Chain, step: Step, out: Path, _partial: Path) -> ExportResult
         role=step.role,
         runtime=step.runtime,
         precisions=step.inputs["precisions"],
+        saturates=step.inputs.get("saturates", False),
         pictures=[chain.root / s.path for s in read_samples(chain.done["data"].path) if s.calibration],
         out=out,
     )

@@ -17,6 +17,7 @@ from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.recipe import ExportTarget, Recipe, Student, Teacher
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.store import fingerprint
+from distilledge.targets.saturation import saturates
 
 VERSIONS = {
     "data": 1,
@@ -39,6 +40,9 @@ RUNTIME_PACKAGES = {
     "openvino": ("torch", "openvino", "nncf"),
     "tflite": ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
 }
+
+SATURATING = ("onnx", "openvino")
+"""Runtimes whose int8 sums saturate on some CPUs; LiteRT's never do."""
 
 
 class Step(NamedTuple):
@@ -73,7 +77,7 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     trained = [teacher, student]
     if recipe.distill.control:
         trained.append(_step("control", "control", _control_inputs(recipe, data), role="control"))
-    exports = [e for step in trained for e in _exports(recipe, data, step)]
+    exports = [e for step in trained for e in _exports(recipe, data, step, saturates=saturates(device_card))]
     verify = _step("verify", "verify", _downstream(recipe, data, exports, "verify"))
     measured = [e for e in exports if e.role != "control"]
     measure = _step("measure", "measure", {**_downstream(recipe, data, measured, "measure"), "device": device_card})
@@ -156,13 +160,13 @@ def _control_inputs(recipe: Recipe, data: Step) -> dict[str, Any]:
     }
 
 
-def _exports(recipe: Recipe, data: Step, trained: Step) -> list[Step]:
+def _exports(recipe: Recipe, data: Step, trained: Step, *, saturates: bool) -> list[Step]:
     targets = recipe.export.targets
     chosen = targets[:1] if trained.name == "control" else targets
-    return [_export(recipe, data, trained, target) for target in chosen]
+    return [_export(recipe, data, trained, target, saturates=saturates) for target in chosen]
 
 
-def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget) -> Step:
+def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget, *, saturates: bool) -> Step:
     precisions = {
         "teacher": recipe.export.teacher_precisions,
         "student": tuple(dict.fromkeys(("fp32", *target.precisions))),
@@ -175,6 +179,8 @@ def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget) -> 
         "precisions": list(precisions),
         "packages": package_versions(RUNTIME_PACKAGES[target.runtime]),
     }
+    if saturates and target.runtime in SATURATING and not {"w8dyn", "w8a8"}.isdisjoint(precisions):
+        inputs["saturates"] = True  # the int8 files are others on such a CPU
     name = f"export-{trained.name}-{target.runtime}"
     return _step(name, "export", inputs, role=trained.role, runtime=target.runtime, optional=target.optional)
 
