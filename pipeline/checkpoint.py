@@ -1,4 +1,7 @@
-"""Trained models on disk: ``model.safetensors`` beside a ``Checkpoint``, checked against its hash before use."""
+"""Trained models on disk: ``model.safetensors`` beside a ``Checkpoint``, checked against its hash before use.
+
+Beside a text model lies its ``tokenizer.json``, whose hash is in the input spec.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,13 @@ from distilledge.models.vision import InputDefaults
 from distilledge.pipeline.recipe import Data, Input
 from distilledge.pipeline.record import Checkpoint
 from distilledge.targets.ondevice.preprocess import InputSpec
+from distilledge.targets.ondevice.text import TextEncoder, TextSpec, WrongTokenizer
 
 WEIGHTS = "model.safetensors"
 
 
 def load(checkpoint: Checkpoint, directory: Path) -> nn.Module:
-    """The model in eval mode on the CPU: float32 (N, 3, H, W), normalised -> logits (N, classes).
+    """The model in eval mode on the CPU: float32 (N, 3, H, W), or ids (N, L) -> logits (N, classes).
 
     The bytes that are hashed are the bytes that are loaded. Raises ``IntegrityError`` where they are others.
     """
@@ -35,9 +39,35 @@ def load(checkpoint: Checkpoint, directory: Path) -> nn.Module:
             f"not the weights that were trained: {path}: expected sha256 {checkpoint.weights_sha256}, got {found}",
             "run again: the stage is rebuilt",
         )
-    model = vision.create(checkpoint.model, classes=len(checkpoint.classes), size=checkpoint.input_spec["height"])
+    model = _built(checkpoint)
     model.load_state_dict(safetensors.torch.load(data))
     return model.eval()
+
+
+def _built(checkpoint: Checkpoint) -> nn.Module:
+    """The network of a checkpoint, without its weights."""
+    if checkpoint.architecture:
+        from distilledge.models import text
+
+        return text.create(checkpoint.architecture)
+    return vision.create(checkpoint.model, classes=len(checkpoint.classes), size=checkpoint.input_spec["height"])
+
+
+def spec(checkpoint: Checkpoint) -> InputSpec | TextSpec:
+    """How its input is made from a picture or a text."""
+    fields = checkpoint.input_spec
+    return TextSpec.from_dict(fields) if fields.get("kind") == "text" else InputSpec.from_dict(fields)
+
+
+def encoder(checkpoint: Checkpoint, directory: Path) -> TextEncoder:
+    """The tokenizer of a text model. Raises ``IntegrityError`` where the file is another."""
+    own = TextSpec.from_dict(checkpoint.input_spec)
+    try:
+        return TextEncoder(directory / own.tokenizer, own)
+    except (WrongTokenizer, FileNotFoundError) as error:
+        raise IntegrityError(
+            "E7603", f"not the tokenizer it was trained with: {error}", "run again: the stage is rebuilt"
+        ) from error
 
 
 def save_weights(state: dict[str, Tensor], directory: Path) -> str:

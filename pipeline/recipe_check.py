@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from distilledge.models.errors import UsageError
-from distilledge.pipeline.recipe import Input, Recipe, Student, Teacher, Training
+from distilledge.pipeline.recipe import METRICS, Input, Recipe, Student, Teacher, Training
 
 Found = Iterator[tuple[str, str]]
 """What is wrong, and the edit that mends it."""
@@ -24,6 +24,9 @@ def check_models(recipe: Recipe) -> None:
     """Raise ``UsageError`` (exit 2) for an unknown model (naming near ones), one that cannot take its input size or has
     no classification head, and for a student larger than its teacher.
     """
+    if recipe.is_text:
+        _check_text_models(recipe)
+        return
     sizes = {}
     for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
         sizes[role] = _parameters(part, role)
@@ -67,6 +70,18 @@ def _parameters(part: Teacher | Student, role: str) -> int:
         what = f"{part.model} has no classification head, it gives {shape} for {classes} classes: {role}.model"
         raise UsageError("E2017", what, "choose a classification model; `distilledge models` lists some")
     return sum(p.numel() for p in model.parameters())
+
+
+def _check_text_models(recipe: Recipe) -> None:
+    """Names of architectures; of hub names and directories only the run can tell more."""
+    from distilledge.models.text_names import layout
+
+    for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
+        if part.weights == "none" and part.model != "teacher":
+            try:
+                layout(part.model)
+            except UsageError as error:
+                raise UsageError(error.code, f"{error.what}: {role}.model", error.hint) from error
 
 
 def _splits(recipe: Recipe) -> Found:
@@ -140,4 +155,41 @@ def _targets(recipe: Recipe) -> Found:
         yield "measure.threads is empty", "name at least one count, such as 1"
 
 
-CHECKS: tuple[Callable[[Recipe], Found], ...] = (_splits, _losses, _inputs, _trainings, _targets)
+def _task(recipe: Recipe) -> Found:
+    if recipe.metric not in METRICS[recipe.task]:
+        yield f"metric {recipe.metric} is not one of {recipe.task}", f"choose from {', '.join(METRICS[recipe.task])}"
+    single = recipe.task in ("image-classification", "text-classification")
+    for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
+        if not single and (part.training.class_weights != "none" or part.training.sampling != "shuffle"):
+            yield f"{role}.training balances classes, but a sample of {recipe.task} has several", "leave it out"
+        if not recipe.is_text and part.pretraining is not None:
+            yield f"{role}.pretraining is of text tasks", "leave it out"
+        if any(length > part.text.max_length for length in part.text.buckets):
+            yield f"{role}.text.buckets are longer than max_length {part.text.max_length}", "raise max_length"
+    if recipe.teacher.model == "teacher" or (recipe.student.model == "teacher" and not recipe.is_text):
+        yield "model: teacher is for students of text tasks", "name a model"
+    if recipe.distill.augment_text is not None and not recipe.is_text:
+        yield "distill.augment_text is of text tasks", "leave it out"
+
+
+def _losses_of_task(recipe: Recipe) -> Found:
+    from distilledge.models.losses import LOSSES
+
+    terms = [*recipe.distill.losses, *(recipe.student.pretraining.losses if recipe.student.pretraining else ())]
+    for name in dict.fromkeys(term.name for term in terms if term.name in LOSSES):
+        spec = LOSSES[name]
+        if recipe.is_text and spec.needs in ("features", "embedding"):
+            yield f"loss {name} looks at feature maps of pictures", "choose hidden, attention_scores or value_relation"
+        if not recipe.is_text and spec.of_texts:
+            yield f"loss {name} looks at states of text models", "choose hint, attention or relational"
+
+
+CHECKS: tuple[Callable[[Recipe], Found], ...] = (
+    _task,
+    _splits,
+    _losses,
+    _losses_of_task,
+    _inputs,
+    _trainings,
+    _targets,
+)

@@ -21,9 +21,10 @@ from distilledge.targets.saturation import saturates
 
 VERSIONS = {
     "data": 1,
-    "teacher": 1,
-    "student": 1,
-    "control": 1,
+    "teacher": 2,
+    "student": 2,
+    "control": 2,
+    "pretrain": 1,
     "export": 1,
     "verify": 2,
     "measure": 1,
@@ -35,6 +36,7 @@ VERSIONS = {
 """Raised where a change of the code changes what a stage makes from the same inputs."""
 
 TRAINING_PACKAGES = ("torch", "torchvision", "timm", "accelerate")
+TEXT_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate")
 RUNTIME_PACKAGES = {
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "openvino": ("torch", "openvino", "nncf"),
@@ -72,11 +74,13 @@ def package_versions(names: tuple[str, ...]) -> dict[str, str]:
 def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     """The whole chain of a recipe, top to bottom. Hashes the data's and the weights' bytes; builds nothing."""
     data = _step("data", "data", _data_inputs(recipe))
-    teacher = _step("teacher", "teacher", _teacher_inputs(recipe, data), role="teacher")
-    student = _step("student", "student", _student_inputs(recipe, data, teacher))
-    trained = [teacher, student]
+    first = _teacher_pretraining(recipe, data)
+    teacher = _step("teacher", "teacher", _teacher_inputs(recipe, data, first), role="teacher")
+    second = _student_pretraining(recipe, data, first or teacher)
+    inputs = _control_inputs(recipe, data, teacher, second)
+    trained = [teacher, _step("student", "student", inputs | _taught_inputs(recipe, teacher, first))]
     if recipe.distill.control:
-        trained.append(_step("control", "control", _control_inputs(recipe, data), role="control"))
+        trained.append(_step("control", "control", inputs, role="control"))
     exports = [e for step in trained for e in _exports(recipe, data, step, saturates=saturates(device_card))]
     verify = _step("verify", "verify", _downstream(recipe, data, exports, "verify"))
     measured = [e for e in exports if e.role != "control"]
@@ -84,7 +88,8 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     predicts = [_predict(data, e) for e in exports]
     score = _step("score", "score", {p.name: p.fingerprint for p in predicts})
     gate = _step("gate", "gate", _gate_inputs(recipe, score, measure))
-    return (data, *trained, *exports, verify, measure, *predicts, score, gate)
+    models = [step for step in (first, teacher, second, *trained[1:]) if step is not None]
+    return (data, *models, *exports, verify, measure, *predicts, score, gate)
 
 
 def file_hash(path: Path) -> str:
@@ -103,23 +108,63 @@ def _step(
 
 
 def _data_inputs(recipe: Recipe) -> dict[str, Any]:
-    fields = recipe.data.model_dump(mode="json", exclude={"cache", "workers", "path"})
-    inputs = {
-        "data": fields,
-        "content": content_hash(recipe.data),
-        "bit_depth": recipe.student.input.bit_depth,
-        "seed": recipe.seed,
-    }
+    fields = recipe.data.model_dump(mode="json", exclude={"cache", "workers", "path", *OTHER_DATA[recipe.is_text]})
+    if not recipe.is_text:
+        fields["columns"] = {k: v for k, v in fields["columns"].items() if k not in TEXT_COLUMNS}
+    inputs = {"data": fields, "content": content_hash(recipe.data, recipe.task), "seed": recipe.seed}
+    inputs |= {"task": recipe.task} if recipe.is_text else {"bit_depth": recipe.student.input.bit_depth}
     if recipe.distill.unlabelled:
         place = str(Path(expand(recipe.distill.unlabelled)).resolve())  # its pictures are recorded by absolute path
         inputs["unlabelled"] = {"path": place, "content": unlabelled_hash(recipe.distill.unlabelled)}
     return inputs
 
 
-def _model_inputs(model: Teacher | Student) -> dict[str, Any]:
-    return {
-        **model.model_dump(mode="json", exclude={"weights", "trust_pickle"}),
+OTHER_DATA = {
+    False: {"tickets", "label_separator", "max_characters", "near_duplicate_jaccard"},
+    True: {"synthetic", "min_size", "max_pixels", "exif", "frames", "near_duplicate_bits"},
+}
+"""Fields of ``data`` that say nothing to pictures (False) and to texts (True)."""
+TEXT_COLUMNS = {"text", "context", "answers", "tokens", "tags"}
+
+
+def _model_inputs(recipe: Recipe, model: Teacher | Student) -> dict[str, Any]:
+    """Without the language model before it, which is a step of its own."""
+    other = {"input"} if recipe.is_text else {"text"}
+    inputs = {
+        **model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *other}),
         "weights": _weights_hash(model.weights),
+    }
+    tokenizer = model.text.tokenizer
+    if recipe.is_text:
+        inputs["tokenizer"] = tokenizer if tokenizer in ("model", "teacher", "train") else _weights_hash(tokenizer)
+    return inputs
+
+
+def _teacher_pretraining(recipe: Recipe, data: Step) -> Step | None:
+    if recipe.teacher.pretraining is None or not recipe.is_text:
+        return None
+    inputs = _language_inputs(recipe, data, recipe.teacher)
+    return _step("pretrain-teacher", "pretrain", inputs, role="teacher")
+
+
+def _student_pretraining(recipe: Recipe, data: Step, teacher: Step) -> Step | None:
+    """``teacher``: its language model, or, where it has none, itself, whose layers and tokenizer may be wanted."""
+    if recipe.student.pretraining is None or not recipe.is_text:
+        return None
+    inputs = _language_inputs(recipe, data, recipe.student) | {"teacher": teacher.fingerprint}
+    return _step("pretrain-student", "pretrain", inputs)
+
+
+def _language_inputs(recipe: Recipe, data: Step, model: Teacher | Student) -> dict[str, Any]:
+    assert model.pretraining is not None
+    corpus = model.pretraining.corpus
+    return {
+        "data": data.fingerprint,
+        "model": {k: v for k, v in _model_inputs(recipe, model).items() if k != "training"},
+        "pretraining": model.pretraining.model_dump(mode="json", exclude={"corpus"}),
+        "corpus": corpus and _weights_hash(corpus),
+        "seed": recipe.seed,
+        "packages": package_versions(TEXT_PACKAGES),
     }
 
 
@@ -127,6 +172,9 @@ def _weights_hash(weights: str) -> str:
     if weights in ("hub", "none"):
         return weights
     path = Path(expand(weights))
+    if path.is_dir():  # of transformers: what a network and its tokenizer are read from
+        names = sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".txt", ".bin", ".model"))
+        return hashlib.sha256("".join(f"{p.name} {file_hash(p)}\n" for p in names).encode()).hexdigest()
     if not path.is_file():
         raise RejectedError(
             "E3090", f"weights file not found: {weights}", "set `weights` to a .safetensors file, `hub` or `none`"
@@ -134,30 +182,52 @@ def _weights_hash(weights: str) -> str:
     return file_hash(path)
 
 
-def _teacher_inputs(recipe: Recipe, data: Step) -> dict[str, Any]:
+def _teacher_inputs(recipe: Recipe, data: Step, language: Step | None) -> dict[str, Any]:
     return {
         "data": data.fingerprint,
-        "teacher": _model_inputs(recipe.teacher),
+        "teacher": _model_inputs(recipe, recipe.teacher),
         "metric": recipe.metric,
         "seed": recipe.seed,
-        "packages": package_versions(TRAINING_PACKAGES),
+        "packages": package_versions(training_packages(recipe)),
+        **({"pretrained": language.fingerprint} if language else {}),
     }
 
 
-def _student_inputs(recipe: Recipe, data: Step, teacher: Step) -> dict[str, Any]:
-    distill = recipe.distill.model_dump(mode="json", exclude={"control", "unlabelled"})
-    return {**_control_inputs(recipe, data), "teacher": teacher.fingerprint, "distill": distill}
+def _taught_inputs(recipe: Recipe, teacher: Step, language: Step | None) -> dict[str, Any]:
+    """What the student has and its control has not."""
+    other = set() if recipe.is_text else {"augment_text"}
+    distill = recipe.distill.model_dump(mode="json", exclude={"control", "unlabelled", *other})
+    inputs = {"teacher": teacher.fingerprint, "distill": distill}
+    if recipe.distill.augment_text and language:
+        inputs["language"] = language.fingerprint
+    return inputs
 
 
-def _control_inputs(recipe: Recipe, data: Step) -> dict[str, Any]:
-    return {
+def _control_inputs(recipe: Recipe, data: Step, teacher: Step, language: Step | None) -> dict[str, Any]:
+    """``language``: the student's own."""
+    inputs = {
         "data": data.fingerprint,
-        "student": _model_inputs(recipe.student),
-        "view_size": max(recipe.teacher.input.size, recipe.student.input.size),
+        "student": _model_inputs(recipe, recipe.student),
         "metric": recipe.metric,
         "seed": recipe.seed,
-        "packages": package_versions(TRAINING_PACKAGES),
+        "packages": package_versions(training_packages(recipe)),
     }
+    if not recipe.is_text:
+        inputs["view_size"] = max(recipe.teacher.input.size, recipe.student.input.size)
+    if language:
+        inputs["pretrained"] = language.fingerprint
+    if needs_parent(recipe):
+        inputs["parent"] = teacher.fingerprint
+    return inputs
+
+
+def needs_parent(recipe: Recipe) -> bool:
+    """Whether the student's start, and so the control's, has something of the teacher's."""
+    return recipe.is_text and "teacher" in (recipe.student.model, recipe.student.text.tokenizer)
+
+
+def training_packages(recipe: Recipe) -> tuple[str, ...]:
+    return TEXT_PACKAGES if recipe.is_text else TRAINING_PACKAGES
 
 
 def _exports(recipe: Recipe, data: Step, trained: Step, *, saturates: bool) -> list[Step]:
@@ -186,9 +256,10 @@ def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget, *, 
 
 
 def _downstream(recipe: Recipe, data: Step, exports: list[Step], part: str) -> dict[str, Any]:
+    other = {"lengths"} if part == "measure" and not recipe.is_text else set()
     return {
         "data": data.fingerprint,
-        part: getattr(recipe, part).model_dump(mode="json"),
+        part: getattr(recipe, part).model_dump(mode="json", exclude=other),
         "files": {e.name: e.fingerprint for e in exports},
     }
 

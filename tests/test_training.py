@@ -377,7 +377,7 @@ def starve(monkeypatch: pytest.MonkeyPatch, fits: int) -> list[int]:
     inner = Learner._piece
 
     def piece(self: Learner, batch: object, share: float) -> torch.Tensor:
-        tried.append(len(batch.pictures))  # type: ignore[attr-defined]
+        tried.append(len(batch.inputs))  # type: ignore[attr-defined]
         if tried[-1] > fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return inner(self, batch, share)  # type: ignore[arg-type]
@@ -395,7 +395,7 @@ def test_out_of_memory_halves_the_batch(data: Path, tmp_path: Path, monkeypatch:
 
 def test_out_of_memory_names_a_size_that_fits(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starve(monkeypatch, 4)
-    with pytest.raises(ResourceError, match=r"E9602.*8 pictures at a time") as stopped:
+    with pytest.raises(ResourceError, match=r"E9602.*8 samples at a time") as stopped:
         control(data, tmp_path, recipe())
     assert "batch_size: 4" in stopped.value.hint
 

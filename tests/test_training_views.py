@@ -157,7 +157,7 @@ def test_targets_are_mixed_as_the_pictures_are(step: int, name: str) -> None:
     keep.integers(1)
     share = keep.beta(1.0, 1.0)
     partner = keep.permutation(6)
-    means = found.pictures.float().mean((1, 2, 3))
+    means = found.inputs.float().mean((1, 2, 3))
     for i in range(6):
         if partner[i] == i:
             continue
@@ -166,13 +166,13 @@ def test_targets_are_mixed_as_the_pictures_are(step: int, name: str) -> None:
         torch.testing.assert_close(found.targets[i], expected, atol=0.03, rtol=0)
         if name == "mixup":
             assert part == pytest.approx(share, abs=0.03)
-    assert found.pictures.dtype == torch.uint8
+    assert found.inputs.dtype == torch.uint8
 
 
 def test_mixing_is_drawn_from_its_counters() -> None:
     both = Augment(mixup=0.5, cutmix=0.5)
     first, second, other = (mix(batch(), both, generator(Purpose.MIX, 0, 0, step)) for step in (1, 1, 2))
-    assert torch.equal(first.pictures, second.pictures)
+    assert torch.equal(first.inputs, second.inputs)
     assert not torch.equal(first.targets, other.targets)
     assert mix(batch(), Augment(), generator(Purpose.MIX, 0, 0, 0)).targets.equal(batch().targets)
 
@@ -256,10 +256,10 @@ def test_loader_processes_give_the_same_views(files: tuple[list[Sample], Path]) 
         steps = Steps(np.zeros(5, np.int64), 2, seed=1, balanced=False)
         steps.epoch = 3
         loaded = list(view_loader(views, steps, workers=workers, pin=False))
-        assert loaded[0].pictures.is_contiguous(memory_format=torch.channels_last)
+        assert loaded[0].inputs.is_contiguous(memory_format=torch.channels_last)
         found.append(loaded)
     for one, other in zip(*found, strict=True):
-        assert torch.equal(one.pictures, other.pictures)
+        assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.indices, other.indices)
 
 

@@ -13,27 +13,33 @@ from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import Checkpoint, Splits, read_samples
 from distilledge.pipeline.training import many
+from distilledge.pipeline.training.environment import resolve_precision
 from distilledge.pipeline.training.events import Report
-from distilledge.pipeline.training.objective import Guide, Objective
-from distilledge.pipeline.training.stage import Stage, class_weights, new_model, run_stage
+from distilledge.pipeline.training.objective import Guide, Objective, feature_tap
+from distilledge.pipeline.training.picture_stage import class_weights, describe, input_spec, make_feed, new_model
+from distilledge.pipeline.training.stage import Stage, Taught, run_stage
 from distilledge.pipeline.training.views import ToInput
 from distilledge.targets.ondevice.preprocess import InputSpec
 
 
-def distill(
+def distill(  # noqa: PLR0913 (what a stage is given, by name)
     recipe: Recipe,
     splits: Splits,
     data_dir: Path,
-    taught_by: tuple[Checkpoint, Path] | None,
+    taught_by: Taught | None,
     out: Path,
     *,
     partial: Path,
     report: Report,
+    parent: Taught | None = None,
+    pretrained: Taught | None = None,
+    language: Taught | None = None,
 ) -> Checkpoint:
     """Train the recipe's student on the answers of ``taught_by``, the teacher and its directory.
 
-    Without one it is the control: same start, epochs, seeds and views, labels alone. Pictures without labels are added
-    where there is a teacher.
+    Without one it is the control: same start, epochs, seeds and views, labels alone. Samples without labels are added
+    where there is a teacher. Text: ``parent`` is the teacher whose tokenizer or layers the student (and the control)
+    starts from, ``pretrained`` the student's own language model, ``language`` the teacher's.
     """
     processes = many.process_count(recipe.student.training)
     if processes > 1:
@@ -43,25 +49,50 @@ def distill(
             splits=splits,
             data_dir=data_dir,
             taught_by=taught_by,
+            parent=parent,
+            pretrained=pretrained,
+            language=language,
             out=out,
             partial=partial,
         )
         return many.launch(job, processes, report)
     stage = Stage("student" if taught_by else "control", recipe, splits, data_dir, out, partial, report)
-    view_size = max(recipe.teacher.input.size, recipe.student.input.size)
+    if recipe.is_text:
+        from distilledge.pipeline.training.text_stage import train_student
+
+        return train_student(stage, taught_by, parent=parent, pretrained=pretrained, language=language)
+    return _on_pictures(stage, taught_by)
+
+
+def _on_pictures(stage: Stage, taught_by: Taught | None) -> Checkpoint:
+    view_size = max(stage.recipe.teacher.input.size, stage.recipe.student.input.size)
     samples = stage.train_samples
     weights = class_weights(stage, samples)
     student = new_model(stage)
+    to_input = ToInput(input_spec(stage))
     if taught_by is None:
         loss = DistillationLoss(label_smoothing=stage.settings.label_smoothing, class_weights=weights)
-        return run_stage(stage, Objective(student, ToInput(stage.spec), loss), samples, view_size)
+        objective = Objective(student, to_input, loss)
+    else:
+        objective = _taught(stage, student, to_input, weights, taught_by)
+        samples = samples + read_samples(stage.data_dir, "unlabelled")
+    feed = make_feed(stage, samples, view_size)
+    return run_stage(stage, objective, feed, describe(stage, student, view_size, len(samples)))
+
+
+def _taught(
+    stage: Stage, student: nn.Module, to_input: ToInput, weights: list[float] | None, taught_by: Taught
+) -> Objective:
     teacher, directory = taught_by
     model = checkpoints.load(teacher, directory)
     loss = _loss(stage, weights, student, model)
-    to_teacher = ToInput(InputSpec.from_dict(teacher.input_spec))
-    guide = Guide(model, to_teacher, loss, precision=recipe.teacher.training.precision)
-    objective = Objective(student, ToInput(stage.spec), loss, guide)
-    return run_stage(stage, objective, samples + read_samples(stage.data_dir, "unlabelled"), view_size)
+    guide = Guide(
+        model,
+        ToInput(InputSpec.from_dict(teacher.input_spec)),
+        feature_tap(model, loss, "teacher"),
+        precision=resolve_precision(stage.recipe.teacher.training),
+    )
+    return Objective(student, to_input, loss, guide)
 
 
 def _loss(stage: Stage, weights: list[float] | None, student: nn.Module, teacher: nn.Module) -> DistillationLoss:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from accelerate.state import AcceleratorState
 from distilledge.models.errors import MissingPackageError
 from distilledge.pipeline.recipe import Training
 
+log = logging.getLogger("distilledge.training")
+
 TRACKER_MODULES = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
 
 
@@ -25,13 +28,14 @@ def prepare_accelerator(settings: Training, partial: Path) -> Accelerator:
     Raises ``MissingPackageError`` for a GPU that is not there, a precision that needs one, or a tracker not installed.
     """
     on_cpu = _on_cpu(settings)
+    precision = resolve_precision(settings)
     _check_tracker(settings.tracker)
     # Accelerate keeps the first precision of a process for good, and one run trains several models
     AcceleratorState._reset_state(reset_partial_state="LOCAL_RANK" not in os.environ)
     tracked = settings.tracker != "none"
     return Accelerator(
         cpu=on_cpu,
-        mixed_precision="no" if settings.precision == "fp32" else settings.precision,
+        mixed_precision="no" if precision == "fp32" else precision,
         log_with=settings.tracker if tracked else None,
         project_dir=str(partial / "tracker") if tracked else None,
     )
@@ -48,6 +52,22 @@ def _on_cpu(settings: Training) -> bool:
             "E4602", "precision: fp16 needs a GPU; this training runs on the CPU", "set `precision: bf16`"
         )
     return on_cpu
+
+
+def resolve_precision(settings: Training) -> str:
+    """``fp32``, ``bf16`` or ``fp16``; ``auto`` is bf16 where the processor computes in it."""
+    native = has_bf16(settings)
+    if settings.precision == "bf16" and not native:
+        log.warning("precision: bf16 is emulated by this processor and very slow; `precision: auto` avoids that")
+    return ("bf16" if native else "fp32") if settings.precision == "auto" else settings.precision
+
+
+def has_bf16(settings: Training) -> bool:
+    """Whether bf16 arithmetic is native to where the training runs."""
+    if settings.device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capability = torch.cpu.get_capabilities()
+    return bool(capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16"))
 
 
 def _check_tracker(tracker: str) -> None:

@@ -16,7 +16,7 @@ from distilledge.models import metrics
 from distilledge.models.errors import RejectedError
 from distilledge.pipeline.training.counters import IntArray
 from distilledge.pipeline.training.pictures import Pictures
-from distilledge.pipeline.training.views import ToInput, fitted_loader
+from distilledge.pipeline.training.views import fitted_loader
 
 BATCH = 64
 FloatArray = npt.NDArray[np.float32]
@@ -24,7 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 
 def validate(
     model: nn.Module,
-    to_input: ToInput,
+    to_input: nn.Module,
     pictures: Pictures,
     labels: IntArray,
     *,
@@ -47,17 +47,25 @@ def validate(
 
 def score(logits: FloatArray, labels: IntArray) -> dict[str, float]:
     predicted = metrics.top1(logits)
-    loss = metrics.negative_log_likelihood(logits, labels)
-    if not math.isfinite(loss):
+    found = {
+        "accuracy": metrics.accuracy(predicted, labels),
+        "balanced_accuracy": metrics.balanced_accuracy(predicted, labels, logits.shape[1]),
+        "loss": metrics.negative_log_likelihood(logits, labels),
+    }
+    return finite(found)
+
+
+def finite(found: dict[str, float]) -> dict[str, float]:
+    """``found``, unless its loss is not finite: ``RejectedError``."""
+    if not math.isfinite(found["loss"]):
         raise RejectedError("E3602", "the validation loss is not finite", "lower training.lr, or set `precision: fp32`")
-    balanced = metrics.balanced_accuracy(predicted, labels, logits.shape[1])
-    return {"accuracy": metrics.accuracy(predicted, labels), "balanced_accuracy": balanced, "loss": loss}
+    return found
 
 
 @torch.inference_mode()
 def predict(
     model: nn.Module,
-    to_input: ToInput,
+    to_input: nn.Module,
     pictures: Pictures,
     indices: range,
     *,
@@ -69,10 +77,10 @@ def predict(
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     outputs = []
-    for views, _ in fitted_loader(pictures, indices, BATCH, workers=workers):
+    for loaded in fitted_loader(pictures, indices, BATCH, workers=workers):
         poll()
         with accelerator.autocast():
-            outputs.append(model(to_input(views.to(accelerator.device))).float().cpu())
+            outputs.append(model(to_input(loaded.inputs.to(accelerator.device))).float().cpu())
     for module in was_training:
         module.training = True
     return torch.cat(outputs)

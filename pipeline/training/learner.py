@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distilledge.models import vision
+from distilledge.models import training
 from distilledge.models.errors import ResourceError
 from distilledge.pipeline.recipe import Training
 from distilledge.pipeline.training.average import Average
@@ -56,7 +56,7 @@ class Learner:
 
     def train_mode(self) -> None:
         self.objective.train()
-        vision.train_mode(self.objective.model, freeze_backbone=self.settings.freeze_backbone)
+        training.train_mode(self.objective.model, freeze_backbone=self.settings.freeze_backbone)
 
     def step(self, batch: Batch, number: int, seed: int) -> float:
         """One optimizer step, ``number`` of the whole training (from 0); returns the loss.
@@ -95,17 +95,18 @@ class Learner:
                 if not is_out_of_memory(error):
                     raise
                 failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            self._halve(len(batch.pictures), failure)
+            self._halve(len(batch.inputs), failure)
 
     def _accumulate(self, batch: Batch, seed: int) -> float:
         torch.manual_seed(seed)
-        size = math.ceil(len(batch.pictures) / self.parts)
+        total = len(batch.inputs)
+        size = math.ceil(total / self.parts)
         losses = []
-        for start in range(0, len(batch.pictures), size):
-            piece = Batch(*(tensor[start : start + size] for tensor in batch))
-            last = start + size >= len(batch.pictures)
+        for start in range(0, total, size):
+            piece = batch.part(slice(start, start + size))
+            last = start + size >= total
             with nullcontext() if last else self.accelerator.no_sync(self._forward):
-                losses.append(self._piece(piece, len(piece.pictures) / len(batch.pictures)))
+                losses.append(self._piece(piece, len(piece.inputs) / total))
         return self._checked(losses)
 
     def _piece(self, piece: Batch, share: float) -> Tensor:
@@ -126,22 +127,22 @@ class Learner:
         total, size = torch.stack([loss, norm.to(loss)]).tolist()
         return float(total) if self.settings.precision == "fp16" or math.isfinite(size) else math.nan
 
-    def _halve(self, pictures: int, failure: str) -> None:
-        size = math.ceil(pictures / self.parts)
+    def _halve(self, samples: int, failure: str) -> None:
+        size = math.ceil(samples / self.parts)
         if not self.settings.auto_batch or size == 1 or self.accelerator.num_processes > 1:
             fitted = (
-                f"{math.ceil(pictures / (self.parts // 2))} fitted before" if self.parts > 1 else "none has fitted yet"
+                f"{math.ceil(samples / (self.parts // 2))} fitted before" if self.parts > 1 else "none has fitted yet"
             )
             raise ResourceError(
                 "E9602",
-                f"out of memory with {size} pictures at a time ({fitted}): {failure}",
+                f"out of memory with {size} samples at a time ({fitted}): {failure}",
                 f"set `batch_size: {max(1, size // 2)}` with `accumulate: {2 * self.parts}`, or `auto_batch: true`",
             )
         self.parts *= 2
         self._optimizer.zero_grad()
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
-        log.warning("out of memory with %d pictures at a time: going on in %d pieces of a step", size, self.parts)
+        log.warning("out of memory with %d samples at a time: going on in %d pieces of a step", size, self.parts)
 
     def state(self) -> dict[str, Any]:
         """Plain tensors and numbers, for ``restore``."""

@@ -14,45 +14,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from distilledge.models.errors import RejectedError
-from distilledge.models.losses import one_hot
 from distilledge.pipeline.disk import atomic_write
 from distilledge.pipeline.failpoints import failpoint
 from distilledge.pipeline.interrupt import Interrupt, Interrupted, graceful
 from distilledge.pipeline.recipe import Training
-from distilledge.pipeline.training.counters import IntArray, Purpose, generator, torch_seed
+from distilledge.pipeline.training.counters import Purpose, torch_seed
 from distilledge.pipeline.training.environment import prepare_accelerator, repeatable
-from distilledge.pipeline.training.evaluate import validate
 from distilledge.pipeline.training.events import ProgressEvent, Report
+from distilledge.pipeline.training.feed import Feed
 from distilledge.pipeline.training.learner import Learner
-from distilledge.pipeline.training.mixing import Batch, mix
+from distilledge.pipeline.training.loaded import Loaded
 from distilledge.pipeline.training.objective import Objective
-from distilledge.pipeline.training.pictures import Pictures, readable
+from distilledge.pipeline.training.pictures import readable
 from distilledge.pipeline.training.state import Position, Row, load_state, save_state
-from distilledge.pipeline.training.views import Loaded, Steps, Views, view_loader
 from distilledge.pipeline.training.watch import EtaClock, non_finite, resource_errors
 
-__all__ = ["Feed", "Plan", "ProgressEvent", "Trained", "curves", "train"]
+__all__ = ["Plan", "ProgressEvent", "Trained", "curves", "train"]
 
 MAX_SKIPPED_IN_A_ROW = 10
-
-
-@dataclass(frozen=True)
-class Feed:
-    """What is learned from and what is validated on. Labels are class indices, -1 where there is none."""
-
-    views: Views
-    labels: IntArray
-    names: tuple[str, ...]
-    """Of the views' pictures, for messages."""
-    validation: Pictures
-    """At the model's own size."""
-    validation_labels: IntArray
-    classes: int
-    workers: int
+OWN_COLUMNS = ("epoch", "train_loss", "lr", "seconds", "samples_per_second")
+"""Of a row of the curves; the others are what validation found."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +61,8 @@ class Trained:
     samples_per_second: float
     seconds: float
     skipped_steps: int
+    metrics: tuple[str, ...]
+    """Names in ``rows`` that validation gave."""
 
 
 class Run:
@@ -86,14 +72,7 @@ class Run:
         self.feed, self.plan, self.partial, self.report = feed, plan, partial, report
         settings = plan.settings
         self.accelerator = prepare_accelerator(settings, partial)
-        self.steps = Steps(
-            feed.labels,
-            settings.batch_size * settings.accumulate,
-            seed=plan.seed,
-            balanced=settings.sampling == "balanced",
-            rank=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-        )
+        self.steps = feed.steps(settings, plan.seed, self.accelerator)
         self.learner = Learner(
             objective,
             settings,
@@ -105,8 +84,7 @@ class Run:
         self.learner.parts = settings.accumulate
         self.position = Position(parts=self.learner.parts)
         on_gpu = self.accelerator.device.type == "cuda"
-        self.loader = view_loader(feed.views, self.steps, workers=feed.workers, pin=on_gpu)
-        self.labels = torch.from_numpy(feed.labels)
+        self.loader = feed.loader(self.steps, pin=on_gpu)
         self.clock = EtaClock()
 
     def restore(self) -> None:
@@ -117,7 +95,7 @@ class Run:
             self.learner.parts = self.position.parts
 
     def next_names(self) -> list[str]:
-        """Pictures of the step that is under way."""
+        """Samples of the step that is under way."""
         order = self.steps.order(self.position.epoch)
         return [self.feed.names[i] for i in order[min(self.position.step, len(order) - 1)]]
 
@@ -163,7 +141,7 @@ def _run_epoch(run: Run, interrupt: Interrupt) -> None:
 def _run_step(run: Run, loaded: Loaded) -> None:
     position, plan = run.position, run.plan
     counters = (position.epoch, position.step, run.accelerator.process_index)
-    batch = _batch(run, loaded, generator(Purpose.MIX, plan.seed, *counters))
+    batch = run.feed.batch(loaded, counters, run.accelerator)
     number = position.epoch * len(run.steps) + position.step
     loss = run.learner.step(batch, number, torch_seed(Purpose.STEP, plan.seed, *counters))
     if math.isfinite(loss):
@@ -177,13 +155,6 @@ def _run_step(run: Run, loaded: Loaded) -> None:
     position.seconds += run.clock.lap()
     failpoint("train.step")
     run.report(_event(run))
-
-
-def _batch(run: Run, loaded: Loaded, random: np.random.Generator) -> Batch:
-    device = run.accelerator.device
-    pictures = loaded.pictures.to(device, non_blocking=True)
-    targets = one_hot(run.labels[loaded.indices], run.feed.classes).to(device, non_blocking=True)
-    return mix(Batch(pictures, targets), run.plan.settings.augment, random)
 
 
 def _refuse_or_skip(run: Run) -> None:
@@ -214,16 +185,10 @@ def _event(run: Run) -> ProgressEvent:
 
 def _finish_epoch(run: Run, interrupt: Interrupt) -> None:
     """Validate, keep the weights if they are the best, write the curves and the state."""
-    position, feed = run.position, run.feed
+    position, learner = run.position, run.learner
     started = time.monotonic()
-    found = validate(
-        run.learner.evaluated,
-        run.learner.objective.to_input,
-        feed.validation,
-        feed.validation_labels,
-        accelerator=run.accelerator,
-        workers=feed.workers,
-        poll=interrupt.raise_if_requested,
+    found = run.feed.validate(
+        learner.evaluated, learner.objective.to_input, run.accelerator, interrupt.raise_if_requested
     )
     position.evaluation_seconds = time.monotonic() - started
     position.rows.append(_row(run, found))
@@ -273,7 +238,8 @@ def _trained(run: Run) -> Trained:
     rows = position.rows
     seconds = sum(row["seconds"] for row in rows)
     speed = float(np.median([row["samples_per_second"] for row in rows]))
-    return Trained(position.best, rows, position.best_epoch, speed, seconds, position.skipped)
+    metrics = tuple(name for name in rows[-1] if name not in OWN_COLUMNS)
+    return Trained(position.best, rows, position.best_epoch, speed, seconds, position.skipped, metrics)
 
 
 def curves(rows: list[Row]) -> str:

@@ -21,20 +21,23 @@ from distilledge.models.base import Value
 from distilledge.models.errors import DistilledgeError, ResourceError
 from distilledge.pipeline.interrupt import Interrupted, graceful
 from distilledge.pipeline.recipe import Recipe, Training
-from distilledge.pipeline.record import Checkpoint, Splits
+from distilledge.pipeline.record import Checkpoint, Role, Splits
 from distilledge.pipeline.training.events import ProgressEvent, Report, silent
 
 JOB, RESULT, ERROR = "job.json", "result.json", "error-{}.json"
 
 
 class Job(Value):
-    """Arguments of ``finetune`` (``stage``: teacher) or ``distill`` (student, control)."""
+    """Arguments of ``finetune`` (``stage``: teacher), ``distill`` (student) or ``pretrain`` (pretrain-ROLE)."""
 
     stage: str
     recipe: Recipe
     splits: Splits
     data_dir: Path
-    taught_by: tuple[Checkpoint, Path] | None
+    taught_by: tuple[Checkpoint, Path] | None = None
+    parent: tuple[Checkpoint, Path] | None = None
+    pretrained: tuple[Checkpoint, Path] | None = None
+    language: tuple[Checkpoint, Path] | None = None
     out: Path
     partial: Path
 
@@ -119,11 +122,25 @@ def _say(event: ProgressEvent) -> None:
 
 def _call(job: Job, out: Path, report: Report) -> Checkpoint:
     from distilledge.pipeline.training.distill import distill
+    from distilledge.pipeline.training.pretrain import pretrain
     from distilledge.pipeline.training.teacher import finetune
 
+    place = (job.recipe, job.splits, job.data_dir)
     if job.stage == "teacher":
-        return finetune(job.recipe, job.splits, job.data_dir, out, job.partial, report)
-    return distill(job.recipe, job.splits, job.data_dir, job.taught_by, out, partial=job.partial, report=report)
+        return finetune(*place, out, job.partial, report, pretrained=job.pretrained)
+    if job.stage.startswith("pretrain-"):
+        role: Role = "teacher" if job.stage == "pretrain-teacher" else "student"
+        return pretrain(*place, role, job.taught_by, out, partial=job.partial, report=report, parent=job.parent)
+    return distill(
+        *place,
+        job.taught_by,
+        out,
+        partial=job.partial,
+        report=report,
+        parent=job.parent,
+        pretrained=job.pretrained,
+        language=job.language,
+    )
 
 
 if __name__ == "__main__":

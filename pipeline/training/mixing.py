@@ -14,25 +14,31 @@ from distilledge.pipeline.recipe import Augment
 class Batch(NamedTuple):
     """What an objective is given."""
 
-    pictures: Tensor
-    """uint8 (N, 3, V, V)."""
+    inputs: Tensor
+    """Pictures: uint8 (N, 3, V, V). Texts: int64 ids (N, L), padded."""
     targets: Tensor
-    """float32 (N, C): class probabilities; a row sums to the share of the picture that is labelled (0: unlabelled)."""
+    """Of one label: float32 (N, C), class probabilities; a row sums to the share that is labelled (0: unlabelled). Of
+    other tasks as ``models.tasks`` says."""
+    guide_inputs: Tensor | None = None
+    """Ids (N, M) for a teacher with another tokenizer."""
+
+    def part(self, rows: slice) -> Batch:
+        return Batch(*(None if tensor is None else tensor[rows] for tensor in self))
 
 
 def mix(batch: Batch, augment: Augment, random: np.random.Generator) -> Batch:
     """Each picture with another of the batch: blended (mixup) or pasted in a box (CutMix); with both on, either."""
     chosen = [name for name in ("mixup", "cutmix") if getattr(augment, name) > 0]
-    if not chosen or len(batch.pictures) == 1:
+    if not chosen or len(batch.inputs) == 1:
         return batch
     name = chosen[int(random.integers(len(chosen)))]
     alpha = getattr(augment, name)
     keep = float(random.beta(alpha, alpha))
-    partner = torch.from_numpy(random.permutation(len(batch.pictures))).to(batch.pictures.device)
+    partner = torch.from_numpy(random.permutation(len(batch.inputs))).to(batch.inputs.device)
     if name == "mixup":
-        pictures = _blend(batch.pictures, batch.pictures[partner], keep)
+        pictures = _blend(batch.inputs, batch.inputs[partner], keep)
     else:
-        pictures, keep = _paste(batch.pictures, batch.pictures[partner], keep, random)
+        pictures, keep = _paste(batch.inputs, batch.inputs[partner], keep, random)
     return Batch(pictures, keep * batch.targets + (1 - keep) * batch.targets[partner])
 
 

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from distilledge.models.features import FeatureTap, Outputs
 from distilledge.models.losses_total import DistillationLoss
+from distilledge.models.tasks import IGNORED, TASKS, Task
 from distilledge.pipeline.training.mixing import Batch
-from distilledge.pipeline.training.views import ToInput
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Tap(Protocol):
+    """Records what the losses look at inside of a model: ``FeatureTap`` of pictures, ``TextTap`` of texts."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def outputs(self, logits: Tensor) -> Outputs: ...
 
 
 class Guide:
     """A teacher that answers: in eval mode, without gradients, in its own precision; neither trained nor saved."""
 
-    def __init__(self, model: nn.Module, to_input: ToInput, loss: DistillationLoss, *, precision: str) -> None:
+    def __init__(
+        self, model: nn.Module, to_input: nn.Module, tap: Tap, *, precision: str, columns: Tensor | None = None
+    ) -> None:
+        """``columns``: of the logits that are kept, in order; None: all."""
         self.model = model.eval().requires_grad_(False)
-        self.to_input, self._dtype = to_input, AUTOCAST[precision]
-        self.tap = FeatureTap(model, [p.teacher.module for p in loss.pairs], embedding=loss.needs("embedding"))
+        self.to_input, self.tap, self._dtype, self._columns = to_input, tap, AUTOCAST[precision], columns
 
     def to(self, device: torch.device, *, channels_last: bool, compiled: bool) -> None:
         self.model.to(device)
@@ -33,21 +46,36 @@ class Guide:
             self.model.compile()
 
     @torch.no_grad()  # not inference mode: the student's loss keeps these tensors for its gradient
-    def __call__(self, views: Tensor) -> Outputs:
+    def __call__(self, inputs: Tensor, where: Tensor | None) -> Outputs:
         lower = self._dtype != torch.float32
-        with torch.autocast(views.device.type, dtype=self._dtype if lower else torch.bfloat16, enabled=lower):
-            logits = self.model(self.to_input(views))
+        with torch.autocast(inputs.device.type, dtype=self._dtype if lower else torch.bfloat16, enabled=lower):
+            logits = answer(self.model, self.to_input(inputs), where)
+        if self._columns is not None:
+            logits = logits[:, self._columns.to(logits.device)]
         return in_float(self.tap.outputs(logits))
 
 
 class Objective(nn.Module):
-    """``loss`` of the model's outputs, and of the guide's for the same views; without a guide, of the labels alone."""
+    """``loss`` of the model's outputs, and of the guide's for the same views; without a guide, of the labels alone.
 
-    def __init__(self, model: nn.Module, to_input: ToInput, loss: DistillationLoss, guide: Guide | None = None) -> None:
+    ``task`` says which rows of the outputs are compared with which targets.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        to_input: nn.Module,
+        loss: DistillationLoss,
+        guide: Guide | None = None,
+        *,
+        tap: Tap | None = None,
+        task: str = "image-classification",
+    ) -> None:
         super().__init__()
         self.model, self.to_input, self.loss = model, to_input, loss
         self._guides = () if guide is None else (guide,)  # in a tuple, so that it is no submodule
-        self._tap = FeatureTap(model, [p.student.module for p in loss.pairs], embedding=loss.needs("embedding"))
+        self._tap = tap or feature_tap(model, loss, "student")
+        self.task: Task = TASKS[task]
 
     @property
     def guide(self) -> Guide | None:
@@ -63,20 +91,45 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The mean loss of the batch: a float32 scalar, whatever the precision of the model."""
-        theirs = None if self.guide is None else self.guide(batch.pictures)
-        ours = in_float(self._tap.outputs(self.model(self.to_input(batch.pictures))))
-        with torch.autocast(batch.pictures.device.type, enabled=False):
-            total: Tensor = self.loss(ours, theirs, batch.targets)["total"]
+        where = batch.targets != IGNORED if self.task.language else None
+        theirs = None
+        if self.guide is not None:
+            seen = batch.inputs if batch.guide_inputs is None else batch.guide_inputs
+            theirs = self._rows(self.guide(seen, where), batch.targets)
+        ours = in_float(self._tap.outputs(answer(self.model, self.to_input(batch.inputs), where)))
+        with torch.autocast(batch.inputs.device.type, enabled=False):
+            targets = self.task.rows(ours.logits, batch.targets)[1]
+            total: Tensor = self.loss(self._rows(ours, batch.targets), theirs, targets)["total"]
         return total
+
+    def _rows(self, outputs: Outputs, targets: Tensor) -> Outputs:
+        return outputs._replace(logits=self.task.rows(outputs.logits, targets)[0])
 
     def extra_parameters(self) -> Iterator[nn.Parameter]:
         """Learned parts of the losses."""
         return self.loss.parameters()
 
 
+def answer(model: nn.Module, inputs: Tensor, where: Tensor | None) -> Tensor:
+    """Logits; of a language model (T, V) at the positions ``where`` (N, L)."""
+    logits: Tensor = model(inputs) if where is None else model.language_model(inputs, where)  # type: ignore[operator]
+    return logits
+
+
+def feature_tap(model: nn.Module, loss: DistillationLoss, side: str) -> FeatureTap:
+    """The tap of an image model: ``side`` is student or teacher."""
+    modules = [getattr(pair, side).module for pair in loss.pairs]
+    return FeatureTap(model, modules, embedding=loss.needs("embedding"))
+
+
 def in_float(outputs: Outputs) -> Outputs:
-    embedding = None if outputs.embedding is None else outputs.embedding.float()
-    return Outputs(outputs.logits.float(), tuple(f.float() for f in outputs.features), embedding)
+    return Outputs(*(_float(part) for part in outputs))
+
+
+def _float(part: object) -> Any:
+    if isinstance(part, Tensor):
+        return part.float() if part.is_floating_point() else part
+    return tuple(_float(item) for item in part) if isinstance(part, tuple) else part
 
 
 def balanced_weights(labels: Tensor, classes: int) -> list[float]:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from distilledge.models.errors import RejectedError
 from distilledge.pipeline.disk import disk_errors
 from distilledge.pipeline.record import Sample
-from distilledge.pipeline.training.workers import leave_signals_to_parent
+from distilledge.pipeline.training.workers import leave_signals_to_parent, starter
 from distilledge.targets.ondevice.preprocess import BadPicture, InputSpec, decode, fit
 
 Uint8Array = npt.NDArray[np.uint8]
@@ -156,7 +156,12 @@ def _is_whole(directory: Path, count: int) -> bool:
 def _fill(directory: Path, source: FromFiles, workers: int) -> None:
     index = np.zeros((len(source), 4), np.int64)
     arrays = DataLoader(
-        source, batch_size=None, num_workers=workers, collate_fn=_as_is, worker_init_fn=leave_signals_to_parent
+        source,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=leave_signals_to_parent,
+        multiprocessing_context=starter(workers),
     )
     with (directory / "pictures.bin").open("wb") as file:
         for i, array in enumerate(arrays):

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from distilledge.models import vision
+from distilledge.models import training
 from distilledge.pipeline.recipe import Training
 
 
 def make_optimizer(model: nn.Module, extra: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
     """``extra``: parameters of the losses, such as projections, at the peak learning rate and without decay."""
-    groups: list[dict[str, Any]] = vision.parameter_groups(
+    groups: list[dict[str, Any]] = training.parameter_groups(
         model,
         lr=settings.lr,
         weight_decay=settings.weight_decay,

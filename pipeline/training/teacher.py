@@ -10,12 +10,22 @@ from distilledge.pipeline.record import Checkpoint, Splits
 from distilledge.pipeline.training import many
 from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.objective import Objective
-from distilledge.pipeline.training.stage import Stage, class_weights, new_model, run_stage
+from distilledge.pipeline.training.picture_stage import class_weights, describe, input_spec, make_feed, new_model
+from distilledge.pipeline.training.stage import Stage, Taught, run_stage
 from distilledge.pipeline.training.views import ToInput
 
 
-def finetune(recipe: Recipe, splits: Splits, data_dir: Path, out: Path, partial: Path, report: Report) -> Checkpoint:
-    """Train the recipe's teacher; see ``loop.train`` for what is raised."""
+def finetune(
+    recipe: Recipe,
+    splits: Splits,
+    data_dir: Path,
+    out: Path,
+    partial: Path,
+    report: Report,
+    *,
+    pretrained: Taught | None = None,
+) -> Checkpoint:
+    """Train the recipe's teacher; see ``loop.train`` for what is raised. ``pretrained``: its language model (text)."""
     processes = many.process_count(recipe.teacher.training)
     if processes > 1:
         job = many.Job(
@@ -23,12 +33,24 @@ def finetune(recipe: Recipe, splits: Splits, data_dir: Path, out: Path, partial:
             recipe=recipe,
             splits=splits,
             data_dir=data_dir,
-            taught_by=None,
+            pretrained=pretrained,
             out=out,
             partial=partial,
         )
         return many.launch(job, processes, report)
     stage = Stage("teacher", recipe, splits, data_dir, out, partial, report)
+    if recipe.is_text:
+        from distilledge.pipeline.training.text_stage import train_teacher
+
+        return train_teacher(stage, pretrained)
+    return _on_pictures(stage)
+
+
+def _on_pictures(stage: Stage) -> Checkpoint:
     samples = stage.train_samples
     loss = DistillationLoss(label_smoothing=stage.settings.label_smoothing, class_weights=class_weights(stage, samples))
-    return run_stage(stage, Objective(new_model(stage), ToInput(stage.spec), loss), samples, stage.spec.height)
+    model, spec = new_model(stage), input_spec(stage)
+    feed = make_feed(stage, samples, spec.height)
+    return run_stage(
+        stage, Objective(model, ToInput(spec), loss), feed, describe(stage, model, spec.height, len(samples))
+    )

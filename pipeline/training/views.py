@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distilledge.pipeline.recipe import Augment
 from distilledge.pipeline.record import Sample
 from distilledge.pipeline.training.counters import IntArray, Purpose, epoch_order, generator, torch_seed
+from distilledge.pipeline.training.loaded import Loaded
 from distilledge.pipeline.training.pictures import FromFiles, Pictures, Uint8Array
-from distilledge.pipeline.training.workers import leave_signals_to_parent
+from distilledge.pipeline.training.workers import leave_signals_to_parent, starter
 from distilledge.targets.ondevice.preprocess import INTERPOLATIONS, InputSpec, fit
 
 Key = tuple[int, int]
@@ -167,13 +168,6 @@ class Steps(Sampler[list[Key]]):
             yield [(epoch, int(index)) for index in indices[self._rank :: self._processes]]
 
 
-class Loaded(NamedTuple):
-    """uint8 (N, 3, H, W) in channels-last memory, and the pictures' indices (N,)."""
-
-    pictures: Tensor
-    indices: Tensor
-
-
 def collate(items: Sequence[tuple[Uint8Array, int]]) -> Loaded:
     pictures = torch.from_numpy(np.stack([picture for picture, _ in items]))  # (N, H, W, 3)
     return Loaded(pictures.permute(0, 3, 1, 2), torch.tensor([index for _, index in items]))
@@ -188,6 +182,7 @@ def view_loader(views: Views, steps: Steps, *, workers: int, pin: bool) -> DataL
         pin_memory=pin,
         persistent_workers=workers > 0,
         worker_init_fn=leave_signals_to_parent,
+        multiprocessing_context=starter(workers),
     )
 
 
@@ -200,6 +195,7 @@ def fitted_loader(pictures: Pictures, indices: Sequence[int], batch_size: int, *
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=leave_signals_to_parent,
+        multiprocessing_context=starter(workers),
     )
 
 

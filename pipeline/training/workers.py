@@ -1,11 +1,36 @@
-"""Loader processes: what they do at their start, and what it means when one dies."""
+"""Loader processes: how they are started, what they do first, and what it means when one dies."""
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
+
+PRELOAD = ["distilledge.pipeline.training.views"]
 
 
 def leave_signals_to_parent(_worker: int) -> None:
     """Ctrl-C reaches the whole process group: the parent decides. SIGTERM ends a worker, whatever the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def starter(workers: int) -> BaseContext | None:
+    """``multiprocessing_context`` of a DataLoader with ``workers`` processes; None where there are none.
+
+    They are forks of a small server, not of this process: the converters' threads (JAX, OpenVINO) and locks survive no
+    fork, and a process that has forked may crash when it loads them. The server has imported torch once, and is started
+    with SIGINT blocked, so that Ctrl-C does not end a worker that is still starting.
+    """
+    if not workers:
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    resource_tracker.ensure_running()  # it unblocks SIGINT itself
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context

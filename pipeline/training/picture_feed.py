@@ -1,0 +1,68 @@
+"""Pictures for the training loop: views, one-hot targets, mixing, validation at the model's own size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from distilledge.models.losses import one_hot
+from distilledge.pipeline.recipe import Augment, Training
+from distilledge.pipeline.training.counters import IntArray, Purpose, generator
+from distilledge.pipeline.training.evaluate import validate
+from distilledge.pipeline.training.loaded import Loaded
+from distilledge.pipeline.training.mixing import Batch, mix
+from distilledge.pipeline.training.pictures import Pictures
+from distilledge.pipeline.training.views import Steps, Views, view_loader
+
+
+@dataclass(frozen=True)
+class PictureFeed:
+    """See ``Feed``."""
+
+    views: Views
+    labels: IntArray
+    names: tuple[str, ...]
+    validation: Pictures
+    """At the model's own size."""
+    validation_labels: IntArray
+    classes: int
+    workers: int
+    augment: Augment
+    seed: int
+
+    def steps(self, settings: Training, seed: int, accelerator: Accelerator) -> Steps:
+        return Steps(
+            self.labels,
+            settings.batch_size * settings.accumulate,
+            seed=seed,
+            balanced=settings.sampling == "balanced",
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+
+    def loader(self, steps: Steps, *, pin: bool) -> Iterable[Loaded]:
+        return view_loader(self.views, steps, workers=self.workers, pin=pin)
+
+    def batch(self, loaded: Loaded, counters: tuple[int, ...], accelerator: Accelerator) -> Batch:
+        device = accelerator.device
+        pictures = loaded.inputs.to(device, non_blocking=True)
+        labels = torch.from_numpy(self.labels)[loaded.indices]
+        targets = one_hot(labels, self.classes).to(device, non_blocking=True)
+        return mix(Batch(pictures, targets), self.augment, generator(Purpose.MIX, self.seed, *counters))
+
+    def validate(
+        self, model: nn.Module, to_input: nn.Module, accelerator: Accelerator, poll: Callable[[], None]
+    ) -> dict[str, float]:
+        return validate(
+            model,
+            to_input,
+            self.validation,
+            self.validation_labels,
+            accelerator=accelerator,
+            workers=self.workers,
+            poll=poll,
+        )

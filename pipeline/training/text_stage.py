@@ -1,0 +1,389 @@
+"""What a training on texts is made of: the tokenizer, the network with its start, feeds, and the teacher's side."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distilledge.models import text
+from distilledge.models.errors import RejectedError, UsageError
+from distilledge.models.features import Outputs
+from distilledge.models.features_text import match_layers, text_tap
+from distilledge.models.losses import LOSSES
+from distilledge.models.losses_total import DistillationLoss, Term
+from distilledge.models.text import TextNet
+from distilledge.pipeline import checkpoint as checkpoints
+from distilledge.pipeline.data.listing import expand
+from distilledge.pipeline.recipe import LossTerm
+from distilledge.pipeline.record import Checkpoint, Sample, TextRow, read_texts
+from distilledge.pipeline.training import text_tokenizer
+from distilledge.pipeline.training.counters import Purpose, torch_seed
+from distilledge.pipeline.training.environment import resolve_precision
+from distilledge.pipeline.training.objective import Guide, Objective, balanced_weights
+from distilledge.pipeline.training.stage import Made, Stage, Taught, run_stage
+from distilledge.pipeline.training.text_augment import Changed
+from distilledge.pipeline.training.text_feed import TextFeed, Texts, encode
+from distilledge.pipeline.training.text_tokenizer import Special
+from distilledge.targets.ondevice.text import Int32Array, TextEncoder, TextSpec
+
+log = logging.getLogger("distilledge.training")
+Pairs = list[tuple[Sample, TextRow]]
+SMALLEST_BUCKET = 16
+
+
+class Start(NamedTuple):
+    """A network with the weights it starts from, and its tokenizer, which lies in the stage's directory."""
+
+    net: TextNet
+    encoder: TextEncoder
+    special: Special
+
+    @property
+    def spec(self) -> TextSpec:
+        return self.encoder.spec
+
+
+def train_teacher(stage: Stage, pretrained: Taught | None) -> Checkpoint:
+    started = start(stage, stage.recipe.task, parent=None, pretrained=pretrained)
+    model, made = adapted(stage, started)
+    pairs = read_texts(stage.data_dir, "train")
+    feed = make_feed(stage, started, pairs)
+    loss = DistillationLoss(
+        label_smoothing=stage.settings.label_smoothing, class_weights=class_weights(stage, feed.labels)
+    )
+    objective = Objective(model, nn.Identity(), loss, task=stage.recipe.task, tap=NoTap())
+    return run_stage(stage, objective, feed, made)
+
+
+def train_student(
+    stage: Stage,
+    taught_by: Taught | None,
+    *,
+    parent: Taught | None,
+    pretrained: Taught | None,
+    language: Taught | None,
+) -> Checkpoint:
+    """Without ``taught_by`` the control: the same start, the labels alone.
+
+    ``language``: the teacher's language model, which finds words for ``distill.augment_text``.
+    """
+    started = start(stage, stage.recipe.task, parent=parent, pretrained=pretrained)
+    made = describe(started)
+    pairs = read_texts(stage.data_dir, "train")
+    if taught_by is None:
+        feed = make_feed(stage, started, pairs)
+        loss = DistillationLoss(
+            label_smoothing=stage.settings.label_smoothing, class_weights=class_weights(stage, feed.labels)
+        )
+        objective = Objective(started.net, nn.Identity(), loss, task=stage.recipe.task, tap=NoTap())
+        return run_stage(stage, objective, feed, made)
+    pairs += read_texts(stage.data_dir, "unlabelled")
+    changed = changes(stage, started, len(pairs), taught_by, language)
+    feed = make_feed(stage, started, pairs, taught_by, changed)
+    teacher = loaded(taught_by).eval()
+    refuse_larger(started.net, taught_by[0])
+    guided = taught(stage, started.net, teacher, stage.recipe.distill.losses, class_weights(stage, feed.labels))
+    return run_stage(stage, guided, feed, made)
+
+
+def refuse_larger(student: TextNet, teacher: Checkpoint) -> None:
+    parameters = sum(p.numel() for p in student.parameters())
+    if parameters > teacher.parameters:
+        raise UsageError(
+            "E2018",
+            f"the student is larger than its teacher ({parameters:,} parameters against {teacher.parameters:,})",
+            "choose a smaller student.model, or fewer text.layers",
+        )
+
+
+def taught(
+    stage: Stage,
+    student: TextNet,
+    teacher: TextNet,
+    losses: Sequence[LossTerm],
+    weights: list[float] | None,
+    *,
+    hard_weight: float | None = None,
+    columns: Tensor | None = None,
+) -> Objective:
+    """The objective of a student with its teacher. ``columns``: of the teacher's logits that the student has too."""
+    terms = [Term(t.name, t.weight, t.arguments) for t in losses]
+    loss = DistillationLoss(
+        terms,
+        hard_weight=stage.recipe.distill.hard_weight if hard_weight is None else hard_weight,
+        label_smoothing=stage.settings.label_smoothing,
+        class_weights=weights,
+        pairs=match_layers(student, teacher) if any(looks_inside(term) for term in terms) else (),
+    )
+    precision = resolve_precision(stage.recipe.teacher.training)
+    guide = Guide(teacher, nn.Identity(), text_tap(teacher, loss, "teacher"), precision=precision, columns=columns)
+    task = student.task if stage.pretraining else stage.recipe.task
+    return Objective(student, nn.Identity(), loss, guide, tap=text_tap(student, loss, "student"), task=task)
+
+
+def looks_inside(term: Term) -> bool:
+    return term.weight > 0 and term.name in LOSSES and LOSSES[term.name].of_texts
+
+
+class NoTap:
+    """For losses of logits alone."""
+
+    def __enter__(self) -> NoTap:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def outputs(self, logits: Tensor) -> Outputs:
+        return Outputs(logits)
+
+
+# --- the network and its tokenizer ------------------------------------------------------------------------------------
+
+
+def start(stage: Stage, task: str, *, parent: Taught | None, pretrained: Taught | None) -> Start:
+    """The network under a head for ``task``. Draws depend on the seed alone: student and control start equal."""
+    made = tokenizer_of(stage, parent, pretrained)
+    path = stage.out / text_tokenizer.FILE
+    path.write_text(made, encoding="utf-8")
+    special = text_tokenizer.special(made)
+    spec = TextSpec(
+        max_length=stage.part.text.max_length,
+        pad_id=special.pad,
+        task=stage.recipe.task,
+        tokenizer_sha256=hashlib.sha256(made.encode()).hexdigest(),
+        buckets=stage.part.text.buckets or buckets(stage.part.text.max_length),
+    )
+    encoder = TextEncoder(path, spec)
+    before = torch.get_rng_state()
+    torch.manual_seed(torch_seed(Purpose.WEIGHTS, stage.recipe.seed))
+    net = new_network(stage, task, encoder, special, text_tokenizer.size(made), parent=parent, pretrained=pretrained)
+    torch.set_rng_state(before)
+    return Start(net, encoder, special)
+
+
+def buckets(max_length: int) -> tuple[int, ...]:
+    """Powers of two from 16, and ``max_length``."""
+    lengths = [SMALLEST_BUCKET << n for n in range(10) if SMALLEST_BUCKET << n < max_length]
+    return (*lengths, max_length)
+
+
+def tokenizer_of(stage: Stage, parent: Taught | None, pretrained: Taught | None) -> str:
+    """tokenizer.json; that of what the network starts from, or by the recipe."""
+    part = stage.part
+    if pretrained is not None:
+        return (pretrained[1] / text_tokenizer.FILE).read_text(encoding="utf-8")
+    if part.text.tokenizer == "teacher" or part.model == "teacher":
+        if parent is None:
+            raise UsageError("E2622", f"{stage.role}: no teacher to take the tokenizer from", "edit text.tokenizer")
+        return (parent[1] / text_tokenizer.FILE).read_text(encoding="utf-8")
+    if part.text.tokenizer == "model":
+        return text_tokenizer.of_model(part.model, part.weights)
+    if part.text.tokenizer == "train":
+        rows = (row for _, row in read_texts(stage.data_dir, "train"))
+        return text_tokenizer.learned(strings(rows), part.text.vocabulary or text_tokenizer.VOCABULARY)
+    return text_tokenizer.of_file(part.text.tokenizer)
+
+
+def strings(rows: Iterable[TextRow]) -> list[str]:
+    """All text of the rows."""
+    found = []
+    for row in rows:
+        found.append(row.text if isinstance(row.text, str) else " ".join(row.text))
+        found += [row.context] if row.context else []
+    return found
+
+
+def new_network(
+    stage: Stage,
+    task: str,
+    encoder: TextEncoder,
+    special: Special,
+    size: int,
+    *,
+    parent: Taught | None,
+    pretrained: Taught | None,
+) -> TextNet:
+    part, classes = stage.part, len(stage.splits.classes)
+    pooling = None if part.text.pooling == "auto" else part.text.pooling
+    if pretrained is not None:
+        return text.with_task(loaded(pretrained), task, classes, pooling=pooling)
+    trimmed = kept_rows(stage, encoder, special) if _shares_tokenizer(stage) and part.text.vocabulary else None
+    if part.model == "teacher":
+        assert parent is not None
+        return text.student_of(loaded(parent), part.text.layers, vocabulary=trimmed, unknown_id=special.unknown)
+    ids = {"pad_id": special.pad, "sep_id": special.separator}
+    length = part.text.max_length
+    if part.weights == "none":
+        net = text.from_config(
+            part.model,
+            part.text.config,
+            task=task,
+            classes=classes,
+            vocabulary_size=size,
+            max_length=length,
+            pooling=pooling,
+            **ids,
+        )
+        return net if trimmed is None else trimmed_to(net, trimmed, special)
+    net, note = text.from_pretrained(
+        part.model if part.weights == "hub" else expand(part.weights),
+        task=task,
+        classes=classes,
+        max_length=length,
+        pooling=pooling,
+        trust_pickle=part.trust_pickle,
+        **ids,
+    )
+    log.info(note)
+    if size > net.architecture["config"]["vocab_size"]:
+        raise RejectedError(
+            "E3624",
+            f"the tokenizer has {size} tokens, the embeddings {net.architecture['config']['vocab_size']} rows",
+            "use the tokenizer that came with the weights: text.tokenizer: model",
+        )
+    if trimmed is None:
+        return net
+    every = range(net.config.num_hidden_layers)
+    return text.student_of(net, every, vocabulary=trimmed, unknown_id=special.unknown)
+
+
+def loaded(trained: Taught) -> TextNet:
+    net = checkpoints.load(*trained)
+    assert isinstance(net, TextNet)
+    return net.train()
+
+
+def trimmed_to(net: TextNet, vocabulary: list[int], special: Special) -> TextNet:
+    """The same architecture with rows for ``vocabulary`` alone, freshly drawn."""
+    return text.create({**net.architecture, "vocabulary": vocabulary, "unknown_id": special.unknown})
+
+
+def _shares_tokenizer(stage: Stage) -> bool:
+    """Whether ``text.vocabulary`` says how many embedding rows are kept, not how many tokens are learned."""
+    return stage.role != "teacher" and (stage.part.model == "teacher" or stage.part.text.tokenizer == "teacher")
+
+
+def kept_rows(stage: Stage, encoder: TextEncoder, special: Special) -> list[int]:
+    """Special tokens, then the most frequent of the train split; ties by id."""
+    counts: Counter[int] = Counter()
+    for row in strings(row for _, row in read_texts(stage.data_dir, "train")):
+        counts.update(encoder.encode({"text": row}).tolist())
+    frequent = sorted(counts, key=lambda token: (-counts[token], token))
+    order = dict.fromkeys((special.pad, special.unknown, *special.others, *frequent))
+    return sorted(list(order)[: stage.part.text.vocabulary])
+
+
+# --- adapters, feeds, descriptions ------------------------------------------------------------------------------------
+
+
+def adapted(stage: Stage, started: Start) -> tuple[nn.Module, Made]:
+    """The network as it is trained: with adapters where the recipe asks for them, merged when it is saved."""
+    made, settings = describe(started), stage.part.text.lora
+    if settings is None:
+        return started.net, made
+    from distilledge.models import text_lora
+
+    profile = text.profile(started.net, started.spec.max_length)
+    model = text_lora.add(started.net, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout)
+
+    def finished(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        model.load_state_dict(state)
+        return text_lora.merge(model).state_dict()
+
+    return model, Made(made.input_spec, lambda: profile, made.architecture, made.identity, finished)
+
+
+def describe(started: Start) -> Made:
+    net = started.net
+    return Made(
+        input_spec=started.spec.to_dict(),
+        profile=lambda: text.profile(net, started.spec.max_length),
+        architecture=net.architecture,
+        identity={"architecture": net.architecture, "tokenizer": started.spec.tokenizer_sha256},
+    )
+
+
+def class_weights(stage: Stage, labels: Iterable[int]) -> list[float] | None:
+    if stage.settings.class_weights == "none":
+        return None
+    return balanced_weights(torch.tensor(list(labels)), len(stage.splits.classes))
+
+
+def make_feed(
+    stage: Stage, started: Start, pairs: Pairs, taught_by: Taught | None = None, changed: Changed | None = None
+) -> TextFeed:
+    """``pairs``: those learned from. Raises ``RejectedError`` where there is nothing to validate on."""
+    task, classes = stage.recipe.task, stage.splits.classes
+    validation = read_texts(stage.data_dir, "validation")
+    if not validation:
+        raise RejectedError("E3603", "no validation texts", "set `data.splits.validation` above 0")
+    train = encode(pairs, started.encoder, task, len(classes))
+    held = encode(validation, started.encoder, task, len(classes))
+    if train.cut:
+        most = started.spec.max_length
+        log.warning("%d of %d train texts are longer than %d tokens and were cut", train.cut, len(train), most)
+    others, their_pad = guide_ids(stage, started, pairs, taught_by)
+    return TextFeed(
+        train=train if changed is None else repeated(train, changed.copies),
+        validation=held,
+        task=task,
+        classes=classes,
+        pad_id=started.special.pad,
+        seed=stage.recipe.seed,
+        guide_ids=others,
+        guide_pad_id=their_pad,
+        changed=changed,
+    )
+
+
+def changes(stage: Stage, started: Start, count: int, taught_by: Taught, language: Taught | None) -> Changed | None:
+    """What ``distill.augment_text`` does to the copies of ``count`` texts; both sides must cut texts alike."""
+    settings = stage.recipe.distill.augment_text
+    if settings is None:
+        return None
+    if started.special.mask is None or taught_by[0].input_spec["tokenizer_sha256"] != started.spec.tokenizer_sha256:
+        raise UsageError(
+            "E2626",
+            "distill.augment_text needs a mask token, and one tokenizer for teacher and student",
+            "set student.text.tokenizer: teacher",
+        )
+    return Changed(settings, started.special, count, stage.recipe.seed, loaded(language).eval() if language else None)
+
+
+def repeated(texts: Texts, copies: int) -> Texts:
+    """The texts, and behind them their copies, whose labels are not seen."""
+    blind = [torch.where(torch.from_numpy(t) == -100, -100, -1).numpy() for t in texts.targets]
+    return Texts(
+        ids=texts.ids * (1 + copies),
+        targets=texts.targets + blind * copies,
+        names=texts.names * (1 + copies),
+        labels=torch.cat([torch.from_numpy(texts.labels), torch.full((copies * len(texts),), -1)]).numpy(),
+        cut=texts.cut,
+    )
+
+
+def guide_ids(
+    stage: Stage, started: Start, pairs: Pairs, taught_by: Taught | None
+) -> tuple[list[Int32Array] | None, int]:
+    """The texts by the teacher's tokenizer, where that is another; and its padding."""
+    if taught_by is None:
+        return None, 0
+    spec = TextSpec.from_dict(taught_by[0].input_spec)
+    if spec.tokenizer_sha256 == started.spec.tokenizer_sha256 and spec.max_length == started.spec.max_length:
+        return None, 0
+    if stage.recipe.task in ("token-classification", "question-answering"):
+        raise UsageError(
+            "E2623",
+            f"{stage.recipe.task}: teacher and student must cut texts into the same tokens",
+            "set student.text.tokenizer: teacher, and the same text.max_length for both",
+        )
+    encoder = TextEncoder(taught_by[1] / text_tokenizer.FILE, spec)
+    made = encode(pairs, encoder, stage.recipe.task, len(stage.splits.classes))
+    return made.ids, spec.pad_id
