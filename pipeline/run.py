@@ -26,11 +26,21 @@ from distilledge.pipeline.record import (
     Split,
     Splits,
     StageRecord,
+    TextRow,
     Verdicts,
     data_root,
     read_samples,
+    read_texts,
 )
-from distilledge.pipeline.steps import RUNTIME_PACKAGES, TRAINING_PACKAGES, VERSIONS, Step, package_versions, steps
+from distilledge.pipeline.steps import (
+    RUNTIME_PACKAGES,
+    VERSIONS,
+    Step,
+    needs_parent,
+    package_versions,
+    steps,
+    training_packages,
+)
 from distilledge.pipeline.store import Store, Stored, atomic_write, run_lock
 
 log = logging.getLogger("distilledge")
@@ -59,14 +69,24 @@ class Chain:
     def splits(self) -> Splits:
         """With the place where the pictures lie now: the store knows them by content, they may have moved."""
         value: Splits = self.done["data"].value
-        return value.model_copy(update={"root": location(self.recipe.data)})
+        return value.model_copy(update={"root": location(self.recipe.data, self.recipe.task)})
 
     def samples(self, split: Split) -> list[Sample]:
         return read_samples(self.done["data"].path, split)
 
+    def inputs(self, split: Split) -> tuple[list[Sample], Path, list[TextRow]]:
+        """Samples of a split, where their pictures lie, and the texts of a text task."""
+        texts = read_texts(self.done["data"].path, split) if self.recipe.is_text else []
+        return self.samples(split), self.root, [row for _, row in texts]
+
     @property
     def root(self) -> Path:
         return data_root(self.splits, self.done["data"].path)
+
+    def trained(self, name: str) -> tuple[Checkpoint, Path] | None:
+        """A trained model with its directory; None where the recipe has no such step."""
+        stored = self.done.get(name)
+        return None if stored is None else (stored.value, stored.path)
 
     def exports(self) -> list[Stored[ExportResult]]:
         """The exports that were made, in order."""
@@ -145,6 +165,17 @@ def _data(chain: Chain, _step: Step, out: Path, partial: Path) -> Splits:
     from distilledge.pipeline.data.prepare import prepare
 
     recipe = chain.recipe
+    if recipe.is_text:
+        from distilledge.pipeline.data.text_prepare import prepare_texts
+
+        return prepare_texts(
+            recipe.data,
+            task=recipe.task,
+            seed=recipe.seed,
+            out=out,
+            unlabelled=recipe.distill.unlabelled,
+            failed=partial,
+        )
     return prepare(
         recipe.data,
         bit_depth=recipe.student.input.bit_depth,
@@ -158,21 +189,49 @@ def _data(chain: Chain, _step: Step, out: Path, partial: Path) -> Splits:
 def _teacher(chain: Chain, _step: Step, out: Path, partial: Path) -> Checkpoint:
     from distilledge.pipeline.training.teacher import finetune
 
-    return finetune(chain.recipe, chain.splits, chain.done["data"].path, out, partial, chain.report)
+    return finetune(
+        chain.recipe,
+        chain.splits,
+        chain.done["data"].path,
+        out,
+        partial,
+        chain.report,
+        pretrained=chain.trained("pretrain-teacher"),
+    )
+
+
+def _pretrain(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
+    from distilledge.pipeline.training.pretrain import pretrain
+
+    language = None if step.role == "teacher" else chain.trained("pretrain-teacher")
+    return pretrain(
+        chain.recipe,
+        chain.splits,
+        chain.done["data"].path,
+        step.role,
+        language,
+        out,
+        partial=partial,
+        report=chain.report,
+        parent=None if step.role == "teacher" else language or chain.trained("teacher"),
+    )
 
 
 def _student(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
     from distilledge.pipeline.training.distill import distill
 
-    teacher = chain.done["teacher"] if step.kind == "student" else None
+    teacher = chain.trained("teacher")
     return distill(
         chain.recipe,
         chain.splits,
         chain.done["data"].path,
-        (teacher.value, teacher.path) if teacher else None,
+        teacher if step.kind == "student" else None,
         out,
         partial=partial,
         report=chain.report,
+        parent=teacher if needs_parent(chain.recipe) else None,
+        pretrained=chain.trained("pretrain-student"),
+        language=chain.trained("pretrain-teacher") if step.kind == "student" else None,
     )
 
 
@@ -206,18 +265,19 @@ def _verify(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Parities:
 
 
 def _measure(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Measurements:
-    from distilledge.pipeline.benchmark import measure_exports
+    from distilledge.pipeline.benchmark import measure_exports, samples_of
 
     exports = [(e.value, e.path) for e in chain.exports() if e.value.role != "control"]
-    pictures = [str(chain.root / s.path) for s in chain.samples("test")]
-    return measure_exports(exports, pictures, chain.recipe.measure)
+    return measure_exports(exports, samples_of(*chain.inputs("test")), chain.recipe.measure)
 
 
 def _predict(chain: Chain, step: Step, out: Path, _partial: Path) -> Scores:
-    from distilledge.pipeline.benchmark import predict_export
+    from distilledge.pipeline.benchmark import predict_export, samples_of
 
     exported = chain.done[step.name.replace("predict-", "export-", 1)]
-    return predict_export(exported.value, exported.path, chain.samples("test"), chain.root, out)
+    samples, root, texts = chain.inputs("test")
+    scored = samples_of(samples, root, texts)
+    return predict_export(exported.value, exported.path, samples, scored, out, texts)
 
 
 def _score(chain: Chain, _step: Step, out: Path, _partial: Path) -> Scores:
@@ -242,6 +302,7 @@ def _gate(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Verdicts:
 
 BUILDERS: dict[str, tuple[type[BaseModel], Callable[[Chain, Step, Path, Path], Any]]] = {
     "data": (Splits, _data),
+    "pretrain": (Checkpoint, _pretrain),
     "teacher": (Checkpoint, _teacher),
     "student": (Checkpoint, _student),
     "control": (Checkpoint, _student),
@@ -256,7 +317,8 @@ BUILDERS: dict[str, tuple[type[BaseModel], Callable[[Chain, Step, Path, Path], A
 
 
 def _record(chain: Chain, work: Path, command: str) -> RunRecord:
-    packages = tuple(dict.fromkeys((*TRAINING_PACKAGES, *(p for names in RUNTIME_PACKAGES.values() for p in names))))
+    own = training_packages(chain.recipe)
+    packages = tuple(dict.fromkeys((*own, *(p for names in RUNTIME_PACKAGES.values() for p in names))))
     stages = tuple(
         StageRecord(
             name=step.name,
