@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
+from distilledge.pipeline.decode import as_row
 from distilledge.pipeline.outcomes import write_outcomes
 from distilledge.pipeline.recipe import Measure, TaskName
 from distilledge.pipeline.record import ExportResult, Measurements, Sample, Scores, TextRow
 from distilledge.targets.base import Exported, Measurement, Predictions
 from distilledge.targets.devices import DEVICES
 from distilledge.targets.measure import Candidate, measure, score
-from distilledge.targets.ondevice.text import TextEncoder
+from distilledge.targets.ondevice.text import TextEncoder, TextSpec
+from distilledge.targets.samples import Samples, is_text, pictures
 
 QUICK_SAMPLES = 256
 """Timed inferences under ``measure.quick``: below what is reportable, and labelled as such."""
@@ -32,14 +36,22 @@ def row_name(role: str, exported: Exported) -> str:
     return f"{role} {exported.runtime} {exported.precision}"
 
 
-def measure_exports(
-    exports: Sequence[tuple[ExportResult, Path]], pictures: Sequence[str], settings: Measure
-) -> Measurements:
-    """Time every file of each runtime, interleaved with that runtime's teacher, for each thread count."""
+def samples_of(samples: Sequence[Sample], root: Path, texts: Sequence[TextRow]) -> Samples:
+    """What files are timed and scored on: pictures, or the texts of the samples, in their order."""
+    if texts:
+        return Samples(tuple({"text": as_row(row.text), "context": row.context} for row in texts), text=True)
+    return pictures([root / s.path for s in samples])
+
+
+def measure_exports(exports: Sequence[tuple[ExportResult, Path]], inputs: Samples, settings: Measure) -> Measurements:
+    """Time every file of each runtime, interleaved with that runtime's teacher, for each thread count.
+
+    Texts are timed as they are, then at each of ``settings.lengths`` that all files take; there from ids only.
+    """
     items: list[Measurement] = []
     for runtime in dict.fromkeys(result.runtime for result, _ in exports):
         group = [candidate(r, f, d) for r, d in exports if r.runtime == runtime for f in r.files]
-        for threads in settings.threads:
+        for threads, length in product(settings.threads, (None, *lengths_of(group, settings))):
             items += measure(
                 group,
                 DEVICES["local"](),
@@ -48,18 +60,39 @@ def measure_exports(
                 min_seconds=0.0 if settings.quick else settings.min_seconds,
                 launches=1 if settings.quick else settings.launches,
                 warmup=settings.warmup,
-                end_to_end=settings.end_to_end,
+                end_to_end=settings.end_to_end if length is None else 0,
                 quick=settings.quick,
-                images=pictures,
+                inputs=inputs,
+                length=length,
             )
     return Measurements(items=tuple(items))
 
 
-def predict_export(result: ExportResult, directory: Path, samples: Sequence[Sample], root: Path, out: Path) -> Scores:
-    """Predictions of every file of one export over the samples, made on the device by that file."""
-    paths = [str(root / s.path) for s in samples]
+def lengths_of(group: Sequence[Candidate], settings: Measure) -> list[int]:
+    """``settings.lengths`` that every file takes."""
+    if not all(is_text(c.exported) for c in group):
+        return []
+    return [n for n in settings.lengths if n <= min(c.exported.input_spec["max_length"] for c in group)]
+
+
+def predict_export(
+    result: ExportResult,
+    directory: Path,
+    samples: Sequence[Sample],
+    inputs: Samples,
+    out: Path,
+    texts: Sequence[TextRow] = (),
+) -> Scores:
+    """Predictions of every file of one export over the samples, made on the device by that file.
+
+    ``texts``: of the samples, in their order; then what the logits come to lies beside them.
+    """
     device = DEVICES["local"]()
-    items = tuple(score(candidate(result, f, directory), device, paths=paths, out=out) for f in result.files)
+    items = tuple(score(candidate(result, f, directory), device, inputs=inputs, out=out) for f in result.files)
+    if texts and items:
+        spec = TextSpec.from_dict(result.files[0].input_spec)
+        encoder = TextEncoder(directory / spec.tokenizer, spec)
+        items = with_outcomes(items, out, list(zip(samples, texts, strict=True)), encoder, result.files[0].classes)
     return Scores(items=items, labels=tuple(s.label for s in samples), paths=tuple(s.path for s in samples))
 
 
@@ -77,12 +110,12 @@ def with_outcomes(
     items: Sequence[Predictions],
     out: Path,
     texts: Sequence[tuple[Sample, TextRow]],
-    task: TaskName,
     encoder: TextEncoder,
     classes: Sequence[str],
 ) -> tuple[Predictions, ...]:
-    """Write what each file's logits in ``out`` come to, beside them. ``encoder``: of the file that was scored."""
+    """Write what each file's logits in ``out`` come to, beside them. ``encoder``: the files' own; it names the task."""
     rows, labels = [row for _, row in texts], [sample.label for sample, _ in texts]
+    task = cast(TaskName, encoder.spec.task)
     made = []
     for item in items:
         name = item.logits.removesuffix(".npy") + ".outcomes.npz"

@@ -158,7 +158,7 @@ class MadeTextRun(MadeRun):
         for item in items:
             np.save(directory / item.logits, logits[item.name])
         texts = read_texts(self.work / "store" / "data-0123456789abcdef", "test")
-        judged = with_outcomes(items, directory, texts, self.recipe.task, self.encoder, self.classes)
+        judged = with_outcomes(items, directory, texts, self.encoder, self.classes)
         scores = Scores(items=judged, labels=tuple(self.numbers), paths=tuple(s.path for s, _ in texts))
         self.add("score", scores)
         return scores, logits

@@ -126,8 +126,8 @@ def table(content: ReportContent) -> Markup:
         "All files, teacher first",
         f"Small print: 95 % interval. {metric_name(content.recipe)}: every file's own answers on the whole test split; "
         f"the drop is paired, on the same {samples}, against the fp32 teacher in the same runtime. Latency: model "
-        f"alone, one {samples.removesuffix('s')} at a time{tokens}; p99 is refused below 1,000 samples. Tinted green: the file "
-        f"that its runtime ships.{_tokenizers(content)}",
+        f"alone, one {samples.removesuffix('s')} at a time{tokens}; p99 is refused below 1,000 samples. Tinted green: "
+        f"the file that its runtime ships.{_tokenizers(content)}",
         whole,
     )
 
