@@ -44,7 +44,8 @@ def split_line(splits: Sequence[str]) -> str:
     given = [name for name in splits if name != "unlabelled"]
     if "train" in given and "test" in given:
         return f"  # splits are given by the data: {', '.join(given)}\n"
-    return "  splits: {train: 0.7, validation: 0.15, test: 0.15}  # the data brings no split of its own\n"
+    why = f"the data brings {', '.join(given)}; the rest is cut" if given else "the data brings no split of its own"
+    return f"  splits: {{train: 0.7, validation: 0.15, test: 0.15}}  # {why}\n"
 
 
 def recipe_name(place: str, suffixes: Sequence[str]) -> str:
