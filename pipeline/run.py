@@ -74,10 +74,16 @@ class Chain:
     def samples(self, split: Split) -> list[Sample]:
         return read_samples(self.done["data"].path, split)
 
-    def inputs(self, split: Split) -> tuple[list[Sample], Path, list[TextRow]]:
-        """Samples of a split, where their pictures lie, and the texts of a text task."""
-        texts = read_texts(self.done["data"].path, split) if self.recipe.is_text else []
-        return self.samples(split), self.root, [row for _, row in texts]
+    def inputs(self, split: Split, *, calibration: bool = False) -> tuple[list[Sample], Path, list[TextRow]]:
+        """Samples of a split, where their pictures lie, and the texts of a text task.
+
+        ``calibration``: only those that static int8 is calibrated on.
+        """
+        directory = self.done["data"].path
+        if not self.recipe.is_text:
+            return [s for s in self.samples(split) if s.calibration or not calibration], self.root, []
+        pairs = [(s, row) for s, row in read_texts(directory, split) if s.calibration or not calibration]
+        return [s for s, _ in pairs], directory, [row for _, row in pairs]
 
     @property
     def root(self) -> Path:
@@ -236,6 +242,7 @@ def _student(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
 
 
 def _export(chain: Chain, step: Step, out: Path, _partial: Path) -> ExportResult:
+    from distilledge.pipeline.benchmark import samples_of
     from distilledge.pipeline.export import export
 
     trained = chain.done[step.role]
@@ -246,20 +253,23 @@ def _export(chain: Chain, step: Step, out: Path, _partial: Path) -> ExportResult
         runtime=step.runtime,
         precisions=step.inputs["precisions"],
         saturates=step.inputs.get("saturates", False),
-        pictures=[chain.root / s.path for s in read_samples(chain.done["data"].path) if s.calibration],
+        calibration=samples_of(*chain.inputs("train", calibration=True)),
         out=out,
     )
 
 
 def _verify(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Parities:
+    from distilledge.pipeline.benchmark import samples_of
     from distilledge.pipeline.verify import verify
 
-    pictures = [chain.root / s.path for s in chain.samples("validation")][: chain.recipe.verify.samples]
+    samples, root, texts = chain.inputs("validation")
+    few = chain.recipe.verify.samples
+    compared = samples_of(samples[:few], root, texts[:few])
     parities = []
     for exported in chain.exports():
         trained = chain.done[exported.value.role]
         parities.append(
-            verify(trained.value, trained.path, exported.value, exported.path, pictures, chain.recipe.verify)
+            verify(trained.value, trained.path, exported.value, exported.path, compared, chain.recipe.verify)
         )
     return Parities(items=tuple(parities))
 
