@@ -29,9 +29,8 @@ MISTAKES: dict[str, Mistake] = {
 
 
 def logits_of(tensors: Mapping[str, FloatArray]) -> FloatArray:
-    """The output among the tensors of a graph: the one named ``logits``, else the last."""
-    logits = tensors["logits"] if "logits" in tensors else list(tensors.values())[-1]
-    return logits.reshape(len(logits), -1)
+    """The output among the tensors of a graph, one row after another: the one named ``logits``, else the last."""
+    return tensors["logits"] if "logits" in tensors else list(tensors.values())[-1]
 
 
 @torch.inference_mode()
@@ -116,14 +115,13 @@ def _close(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] == b[0] and all(abs(x - y) <= 2e-3 * scale for x, y in zip(a[1:], b[1:], strict=True))
 
 
-@torch.inference_mode()
-def weight_rounding_agreement(model: nn.Module, inputs: torch.Tensor) -> float:
-    """Top-1 agreement with itself after rounding each weight tensor to symmetric int8 per output channel."""
+@torch.no_grad()
+def rounded_weights(model: nn.Module) -> nn.Module:
+    """A copy with each weight tensor rounded to symmetric int8 per output channel."""
     rounded = copy.deepcopy(model)
     for module in rounded.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             flat = module.weight.flatten(1)
             step = flat.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
             module.weight.copy_(((flat / step).round() * step).view_as(module.weight))
-    same = model(inputs).argmax(1) == rounded(inputs).argmax(1)
-    return float(same.float().mean())
+    return rounded

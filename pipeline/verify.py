@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+from torch import nn
 
 from distilledge.models import metrics
+from distilledge.models.errors import IntegrityError
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline import divergence
-from distilledge.pipeline.export import stack
+from distilledge.pipeline.inputs import Judged, PictureRows, Rows, id_rows, picture_rows
 from distilledge.pipeline.recipe import Verify
 from distilledge.pipeline.record import Checkpoint, ExportResult, Parity, Rung
 from distilledge.targets import get
-from distilledge.targets.base import Exported, FloatArray, Uint8Array
+from distilledge.targets.base import Exported, FloatArray
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ondevice.session import open_session
+from distilledge.targets.ondevice.text import TextEncoder, TextSpec, WrongTokenizer
+from distilledge.targets.samples import Samples
 from distilledge.targets.validate import check_model_file
-
-PROBES = 6
-"""Constant images before the pictures."""
-
-GRAPH_PICTURES = 4
-"""Pictures run with every tensor kept (memory)."""
-
-GRAPH = slice(PROBES - 2, PROBES + GRAPH_PICTURES - 2)
-"""Two coloured probes and the first pictures."""
 
 TIE, TIE_FP16 = 1e-3, 1e-2
 """Of the largest logit: a float32 or float16 file may turn a lead below it around."""
 
 
 class Side(NamedTuple):
-    """One side of a rung: its name and its logits (N, classes)."""
+    """One side of a rung: its name and what it makes of the rows."""
 
     name: str
-    logits: FloatArray
+    judged: Judged
 
 
 def verify(
@@ -46,94 +39,86 @@ def verify(
     directory: Path,
     result: ExportResult,
     exports: Path,
-    pictures: Sequence[Path],
+    samples: Samples,
     limits: Verify,
 ) -> Parity:
     """Climb the ladder of one model in one runtime; the rungs after a broken one are still measured and recorded.
 
     The reference normalises in numpy from the input spec, independent of the graph, so constant-image probes and the
-    pictures themselves show a normalisation that is missing, doubled or permuted.
+    pictures themselves show a normalisation that is missing, doubled or permuted. Texts go to torch one by one without
+    padding, so a mask that is wrong shows; the tokenizer is the exported one. Raises ``IntegrityError`` where that is
+    not the trained one.
     """
-    spec = InputSpec.from_dict(checkpoint.input_spec)
-    images = np.concatenate([probes(spec), stack(pictures, spec)])
+    rows = rows_of(result, exports, samples)
     model = checkpoints.load(checkpoint, directory)
-    return Parity(role=result.role, rungs=ladder(model, spec, result, exports, images, limits), samples=len(images))
+    return Parity(role=result.role, rungs=ladder(model, rows, result, exports, limits), samples=len(rows))
 
 
-def ladder(
-    model: torch.nn.Module, spec: InputSpec, result: ExportResult, exports: Path, images: Uint8Array, limits: Verify
-) -> tuple[Rung, ...]:
-    """The rungs of one model's files; ``images`` begin with the constant probes."""
-    torch_side = Side("torch fp32", torch_logits(model, images, spec))
-    rungs = _float_rungs(model, result, exports, images, torch_side, limits)
-    rungs += _compressed_rungs(model, result, exports, images, spec, limits)
+def rows_of(result: ExportResult, exports: Path, samples: Samples) -> Rows:
+    """Probes and samples, as the files of an export take them."""
+    fields = result.files[0].input_spec
+    if not samples.text:
+        return picture_rows(samples, InputSpec.from_dict(fields))
+    spec = TextSpec.from_dict(fields)
+    try:
+        return id_rows(samples, TextEncoder(exports / spec.tokenizer, spec))
+    except (WrongTokenizer, FileNotFoundError) as error:
+        hint = "export the model again; the file changed after it was made"
+        raise IntegrityError("E7604", f"not the tokenizer it was trained with: {error}", hint) from error
+
+
+def ladder(model: nn.Module, rows: Rows, result: ExportResult, exports: Path, limits: Verify) -> tuple[Rung, ...]:
+    """The rungs of one model's files; ``rows`` begin with the probes."""
+    torch_side = Side("torch fp32", rows.by_torch(model))
+    rungs = _float_rungs(model, result, exports, rows, torch_side, limits)
+    rungs += _compressed_rungs(model, result, exports, rows, limits)
     return tuple(rungs)
 
 
-def probes(spec: InputSpec) -> Uint8Array:
-    """Constant images: black, grey, white, red, green, blue; a doubled normalisation or swapped channels show."""
-    colours = [(0, 0, 0), (128, 128, 128), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    return np.stack([np.full((spec.height, spec.width, 3), colour, np.uint8) for colour in colours])
-
-
-def normalise(images: Uint8Array, spec: InputSpec) -> torch.Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32, the contract's own arithmetic."""
-    scaled = (images.astype(np.float32) / 255.0 - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
-
-
-@torch.inference_mode()
-def torch_logits(model: torch.nn.Module, images: Uint8Array, spec: InputSpec) -> FloatArray:
-    """Logits of the eval-mode model, (N, classes), in batches of 16."""
-    parts = [model(normalise(images[i : i + 16], spec)).float().numpy() for i in range(0, len(images), 16)]
-    return np.concatenate(parts)
-
-
-def run_file(path: Path, runtime: str, images: Uint8Array, precision: str = "fp32") -> FloatArray:
-    """Logits of a file as its runtime runs it on the device, one picture at a time."""
+def run_file(path: Path, runtime: str, rows: Rows, precision: str = "fp32") -> Judged:
+    """Logits of a file as its runtime runs it on the device, one row at a time."""
     check_model_file(path)
-    session = open_session(str(path), runtime, threads=1, precision=precision)
-    return session.run(images)
+    return rows.by_file(open_session(str(path), runtime, threads=1, precision=precision))
 
 
 def compare(runtime: str, reference: Side, candidate: Side, *, tie: float = 0.0) -> dict[str, Any]:
     """The figures of a rung; ``tie``: a lead of so many logits counts as none."""
-    a, b = reference.logits, candidate.logits
+    a, b = reference.judged, candidate.judged
     return {
         "runtime": runtime,
         "reference": reference.name,
         "candidate": candidate.name,
-        "agreement": metrics.agreement(a, b, tie=tie),
-        "kl": metrics.kl(a, b),
-        "cosine": metrics.cosine(a, b),
-        "psnr_db": metrics.psnr(a, b),
-        "max_abs": metrics.max_abs(a, b),
+        "agreement": metrics.agreement(a.decisions, b.decisions, tie=tie),
+        "kl": metrics.kl(a.decisions, b.decisions),
+        "cosine": metrics.cosine(a.logits, b.logits),
+        "psnr_db": metrics.psnr(a.logits, b.logits),
+        "max_abs": metrics.max_abs(a.logits, b.logits),
     }
 
 
 def _float_rungs(
-    model: torch.nn.Module, result: ExportResult, exports: Path, images: Uint8Array, reference: Side, limits: Verify
+    model: nn.Module, result: ExportResult, exports: Path, rows: Rows, reference: Side, limits: Verify
 ) -> list[Rung]:
     exported = result.files[0]
     path = exports / exported.files[0]
     target = get(exported.runtime)
-    few = images[GRAPH]
-    graph = target.tensors(path, few, optimise=False)
-    as_exported = Side(f"{exported.runtime} fp32 as exported", divergence.logits_of(graph))
-    first = _float_rung(exported.runtime, Side(reference.name, reference.logits[GRAPH]), as_exported, limits)
-    optimised = Side(f"{exported.runtime} fp32 optimised", run_file(path, exported.runtime, images))
+    few = rows.only(rows.few)
+    graph = target.tensors(path, rows.few, optimise=False)
+    outputs = [row.reshape(row.shape[1:]) for row in divergence.logits_of(graph)]  # without the batch of one
+    as_exported = Side(f"{exported.runtime} fp32 as exported", few.judged(outputs))
+    first = _float_rung(exported.runtime, Side(reference.name, few.by_torch(model)), as_exported, limits)
+    optimised = Side(f"{exported.runtime} fp32 optimised", run_file(path, exported.runtime, rows))
     second = _float_rung(exported.runtime, reference, optimised, limits)
-    spec = InputSpec.from_dict(exported.input_spec)
     if not first.holds:
-        first = _explain_export(first, model, graph, few, spec, as_exported)
+        first = _explain_export(first, model, graph, rows, as_exported)
         second = second.model_copy(update={"fault_class": None if second.holds else first.fault_class})
     elif not second.holds:
-        second = _explain_optimised(second, target, path, graph, few)
+        second = _explain_optimised(second, target, path, graph, rows)
     return [first, second]
 
 
 def _float_rung(runtime: str, reference: Side, candidate: Side, limits: Verify) -> Rung:
-    scale = float(np.abs(reference.logits).max())
+    scale = float(np.abs(reference.judged.logits).max())
     figures = compare(runtime, reference, candidate, tie=TIE * scale)
     holds = figures["max_abs"] <= limits.max_abs_fp32 * scale and figures["agreement"] >= limits.min_agreement_fp32
     limit = (
@@ -150,50 +135,38 @@ def _rung(figures: dict[str, Any], limit: str, *, holds: bool) -> Rung:
     return Rung(**clean, limit=limit if finite else f"finite outputs; {limit}", holds=holds and finite)
 
 
-def _explain_export(
-    rung: Rung, model: torch.nn.Module, graph: dict[str, FloatArray], images: Uint8Array, spec: InputSpec, got: Side
-) -> Rung:
-    mistake = divergence.preprocess_mistake(model, images, spec, got.logits)
-    if mistake:
-        return rung.model_copy(update={"fault_class": "preprocess", "first_divergent": f"the input ({mistake})"})
-    first = divergence.first_module(model, normalise(images, spec), graph)
+def _explain_export(rung: Rung, model: nn.Module, graph: dict[str, FloatArray], rows: Rows, got: Side) -> Rung:
+    if isinstance(rows, PictureRows):
+        mistake = divergence.preprocess_mistake(model, rows.few, rows.spec, got.judged.logits)
+        if mistake:
+            return rung.model_copy(update={"fault_class": "preprocess", "first_divergent": f"the input ({mistake})"})
+    first = divergence.first_module(model, rows.tensor(rows.few), graph)
     return rung.model_copy(update={"fault_class": "export op", "first_divergent": first})
 
 
-def _explain_optimised(rung: Rung, target: Any, path: Path, graph: dict[str, FloatArray], images: Uint8Array) -> Rung:
-    optimised = target.tensors(path, images, optimise=True)
+def _explain_optimised(rung: Rung, target: Any, path: Path, graph: dict[str, FloatArray], rows: Rows) -> Rung:
+    optimised = target.tensors(path, rows.few, optimise=True)
     first = divergence.first_tensor(graph, optimised, min_sqnr_db=40.0)
     fault = "graph optimisation" if first else "runtime"
     return rung.model_copy(update={"fault_class": fault, "first_divergent": first})
 
 
-def _compressed_rungs(
-    model: torch.nn.Module, result: ExportResult, exports: Path, images: Uint8Array, spec: InputSpec, limits: Verify
-) -> list[Rung]:
-    fp32 = result.files[0]
+def _compressed_rungs(model: nn.Module, result: ExportResult, exports: Path, rows: Rows, limits: Verify) -> list[Rung]:
+    fp32, real = result.files[0], rows.real()
     fp32_path = exports / fp32.files[0]
-    reference = Side(f"{fp32.runtime} fp32", run_file(fp32_path, fp32.runtime, images))
+    reference = Side(f"{fp32.runtime} fp32", run_file(fp32_path, fp32.runtime, real))
     rungs = []
     for exported in result.files[1:]:
         path = exports / exported.files[0]
-        candidate = Side(
-            f"{exported.runtime} {exported.precision}", run_file(path, exported.runtime, images, exported.precision)
-        )
-        rung = _compressed_rung(exported, _pictures(reference), _pictures(candidate), limits)
-        rungs.append(
-            rung if rung.holds else _explain_compressed(rung, model, exported, (fp32_path, path), images, spec)
-        )
+        judged = run_file(path, exported.runtime, real, exported.precision)
+        rung = _compressed_rung(exported, reference, Side(f"{exported.runtime} {exported.precision}", judged), limits)
+        rungs.append(rung if rung.holds else _explain_compressed(rung, model, exported, (fp32_path, path), rows))
     return rungs
-
-
-def _pictures(side: Side) -> Side:
-    """Without the constant probes: they lie outside the calibrated range and say nothing of int8."""
-    return Side(side.name, side.logits[PROBES:])
 
 
 def _compressed_rung(exported: Exported, reference: Side, candidate: Side, limits: Verify) -> Rung:
     if exported.precision == "fp16":
-        tie = TIE_FP16 * float(np.abs(reference.logits).max())
+        tie = TIE_FP16 * float(np.abs(reference.judged.logits).max())
         figures = compare(exported.runtime, reference, candidate, tie=tie)
         return _rung(
             figures,
@@ -207,22 +180,13 @@ def _compressed_rung(exported: Exported, reference: Side, candidate: Side, limit
     )
 
 
-def _explain_compressed(
-    rung: Rung,
-    model: torch.nn.Module,
-    exported: Exported,
-    paths: tuple[Path, Path],
-    images: Uint8Array,
-    spec: InputSpec,
-) -> Rung:
+def _explain_compressed(rung: Rung, model: nn.Module, exported: Exported, paths: tuple[Path, Path], rows: Rows) -> Rung:
     """Weight range where rounding the weights alone already breaks the model, else activation range."""
-    pictures = images[PROBES:]
-    weights_alone = divergence.weight_rounding_agreement(model, normalise(pictures, spec))
-    target = get(exported.runtime)
-    few = pictures[:GRAPH_PICTURES]
-    first = divergence.first_tensor(
-        target.tensors(paths[0], few, optimise=False), target.tensors(paths[1], few, optimise=False), min_sqnr_db=5.0
-    )
+    real, target = rows.real(), get(exported.runtime)
+    rounded = real.by_torch(divergence.rounded_weights(model)).decisions
+    weights_alone = metrics.agreement(real.by_torch(model).decisions, rounded)
+    float_tensors, others = (target.tensors(path, rows.real_few, optimise=False) for path in paths)
+    first = divergence.first_tensor(float_tensors, others, min_sqnr_db=5.0)
     fault = (
         "weight range" if exported.precision != "fp16" and weights_alone < rung.agreement + 0.02 else "activation range"
     )

@@ -229,12 +229,10 @@ def _load(worker: WorkerHandle, candidate: Candidate, device: Device, threads: i
     return worker.request(request, LOAD_SECONDS)
 
 
-def _open(
-    stack: ExitStack, candidate: Candidate, device: Device, inputs: Message, threads: int, before: Progress
-) -> Lane:
+def _open(stack: ExitStack, one: Candidate, device: Device, rows: Message, threads: int, before: Progress) -> Lane:
     worker = stack.enter_context(device.start())
-    lane = Lane(worker, _load(worker, candidate, device, threads), before)
-    worker.request({"op": "inputs", **inputs}, ANSWER_SECONDS)
+    lane = Lane(worker, _load(worker, one, device, threads), before)
+    worker.request({"op": "inputs", **rows}, ANSWER_SECONDS)
     return lane
 
 

@@ -12,9 +12,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from distilledge.pipeline.divergence import first_tensor, sqnr_db
+from distilledge.pipeline.inputs import PictureRows, probes
 from distilledge.pipeline.recipe import Verify
 from distilledge.pipeline.record import ExportResult, Rung
-from distilledge.pipeline.verify import ladder, probes
+from distilledge.pipeline.verify import ladder
 from distilledge.targets import get
 from distilledge.targets.base import Deployable, Exported, Precision
 from distilledge.targets.ondevice.preprocess import InputSpec
@@ -54,7 +55,7 @@ def exported(precision: Precision, path: Path) -> Exported:
 
 def climb(model: nn.Module, out: Path, files: dict[Precision, Path], limits: Verify | None = None) -> tuple[Rung, ...]:
     result = ExportResult(role="student", runtime="onnx", files=tuple(exported(p, f) for p, f in files.items()))
-    return ladder(model, SPEC, result, out, pictures(), limits or Verify())
+    return ladder(model, PictureRows(pictures(), SPEC), result, out, limits or Verify())
 
 
 def test_a_sound_export_holds_on_every_rung(tmp_path: Path) -> None:
