@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distilledge.models.errors import UsageError
 from distilledge.models.text_names import LEARNED_POSITIONS, UNLISTED, first_position, layout
-from distilledge.models.text_net import Pooling, TextNet
+from distilledge.models.text_net import Pooling, TextNet, settings_of
 
 Field = int | float | str | bool
 ABOUT_FILES = ("_name_or_path", "architectures", "transformers_version", "id2label", "label2id", "problem_type")
@@ -52,7 +52,7 @@ def from_config(
     if model_type in LEARNED_POSITIONS and "max_position_embeddings" in known:
         first = first_position({"model_type": model_type, "pad_token_id": pad_id})
         given.setdefault("max_position_embeddings", max_length + first)
-    settings = AutoConfig.for_model(model_type, **given)
+    settings = settings_of({"model_type": model_type, **given})
     if "num_key_value_heads" in known and "num_key_value_heads" not in given:
         settings.num_key_value_heads = settings.num_attention_heads
     head = {"task": task, "classes": classes, "pooling": pooling or usual_pooling(model_type)}
@@ -126,15 +126,11 @@ def trim(net: TextNet, vocabulary: Sequence[int], unknown_id: int | None = None)
 
 
 def _shallower(config: dict[str, Any], layers: list[int]) -> dict[str, Any]:
-    from transformers import AutoConfig
-
-    settings = AutoConfig.for_model(config["model_type"], **{k: v for k, v in config.items() if k != "model_type"})
+    settings = settings_of(config)
     settings.num_hidden_layers = len(layers)
     shallower: dict[str, Any] = settings.to_dict()
     if config.get("layer_types"):  # ModernBERT's local and global ones stay what they are
-        shallower["layer_types"] = kept = [config["layer_types"][layer] for layer in layers]
-        if set(config["layer_types"]) <= set(config["rope_parameters"]):
-            shallower["rope_parameters"] = {kind: config["rope_parameters"][kind] for kind in sorted(set(kept))}
+        shallower["layer_types"] = [config["layer_types"][layer] for layer in layers]
     return {name: shallower[name] for name in config}
 
 
@@ -156,6 +152,27 @@ def _taken(teacher: TextNet, student: TextNet, layers: list[int]) -> dict[str, T
         for name in row_names(student):
             taken[name] = taken[name][rows]
     return taken
+
+
+@torch.no_grad()
+def narrow_embeddings(student: TextNet, teacher: TextNet) -> None:
+    """Start the word embeddings of a narrower student of the same ids from the teacher's, in place.
+
+    Its width of principal components of the teacher's rows, scaled to the spread that the student's had: words that
+    are alike to the teacher begin alike. Nothing is done where the student is wider or cuts texts otherwise.
+    """
+    own = student.word_embeddings.weight
+    ids = torch.arange(teacher.architecture["config"]["vocab_size"])
+    if student.vocabulary is not None:
+        ids = torch.tensor(student.vocabulary)
+    theirs = teacher.word_embeddings.weight[teacher.rows(ids).long()]
+    if own.shape[0] != theirs.shape[0] or own.shape[1] > theirs.shape[1]:
+        return
+    centred = theirs - theirs.mean(0)
+    axes = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, : own.shape[1]]  # (D, width), the largest first
+    axes = axes * axes.sum(0).sign()  # a direction and its opposite are the same axis
+    narrow = centred @ axes
+    own.copy_(narrow * (own.std() / narrow.std()))
 
 
 def row_names(net: TextNet) -> list[str]:

@@ -157,22 +157,45 @@ def additive(allowed: Tensor) -> Tensor:
     return torch.where(allowed, 0.0, MASKED)
 
 
-def build_backbone(config: dict[str, Any], vocabulary: list[int] | None) -> nn.Module:
-    """transformers' base model with random weights; of an encoder-decoder the encoder."""
-    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+def settings_of(config: dict[str, Any]) -> Any:
+    """transformers' configuration object. Raises ``UsageError`` for values it refuses."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
 
     fields = {k: v for k, v in config.items() if k != "model_type"}
-    if vocabulary is not None:
-        fields |= {"vocab_size": len(vocabulary), "pad_token_id": None}
-    settings = AutoConfig.for_model(config["model_type"], **fields)
+    later: dict[str, Any] = {}
+    if config["model_type"] == "modernbert":  # transformers makes none whose layers are all of one kind, but runs it
+        count, every = fields.get("num_hidden_layers", 22), fields.pop("global_attn_every_n_layers", 3)
+        kinds = ["sliding_attention" if i % every else "full_attention" for i in range(count)]
+        later = {"num_hidden_layers": count, "layer_types": fields.get("layer_types") or kinds}
+        fields |= {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]}
+    try:
+        settings = AutoConfig.for_model(config["model_type"], **fields)
+        for name, value in later.items():
+            setattr(settings, name, value)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise _impossible(config, error) from error
     settings.use_cache = False
+    return settings
+
+
+def _impossible(config: dict[str, Any], error: Exception) -> UsageError:
+    reason = " ".join(str(error).split())
+    return UsageError("E2432", f"impossible configuration of {config['model_type']}: {reason}", "edit text.config")
+
+
+def build_backbone(config: dict[str, Any], vocabulary: list[int] | None) -> nn.Module:
+    """transformers' base model with random weights; of an encoder-decoder the encoder."""
+    from transformers import AutoModel, AutoModelForTextEncoding
+
+    rows = {} if vocabulary is None else {"vocab_size": len(vocabulary), "pad_token_id": None}
+    settings = settings_of(config | rows)
     two_sided = bool(settings.is_encoder_decoder)  # transformers changes it while building
     kind: Any = AutoModelForTextEncoding if two_sided else AutoModel
     try:
         model: nn.Module = kind.from_config(settings, dtype=torch.float32)
     except (ValueError, AssertionError, ZeroDivisionError) as error:
-        what = f"impossible configuration of {config['model_type']}: {error}"
-        raise UsageError("E2432", what, "edit text.config") from error
+        raise _impossible(config, error) from error
     if two_sided:
         model = model.get_submodule("encoder")
     if hasattr(model, "pooler"):

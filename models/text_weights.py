@@ -108,6 +108,7 @@ def directory_of(model: str) -> Path:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """transformers' configuration as JSON. Code that may lie beside it is never run."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     path = directory / "config.json"
@@ -117,7 +118,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         model_type = str(found["model_type"])
         settings = AutoConfig.from_pretrained(directory) if model_type in LAYOUTS else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise RejectedError(
             "E3422", f"not a configuration of transformers ({error}): {path}", "fetch the file again"
         ) from error

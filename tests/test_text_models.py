@@ -310,6 +310,7 @@ def test_next_tokens_stop_at_the_end_of_the_text() -> None:
         ("bart", {}, "E2431", "unknown text architecture 'bart'"),
         ("bert", {"hiden_size": 16}, "E2435", "no setting 'hiden_size'"),
         ("bert", {"hidden_size": 18, "num_attention_heads": 4}, "E2432", "impossible"),
+        ("bert", {"hidden_size": "wide"}, "E2432", "impossible"),
         ("bert", {"max_position_embeddings": 10}, "E2434", "10 positions"),
         ("roberta", {"max_position_embeddings": 33}, "E2434", "31 positions"),
     ],
