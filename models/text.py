@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distilledge.models.text_build import from_config, student_of, trim, with_task
+from distilledge.models.text_build import from_config, narrow_embeddings, student_of, trim, with_task
 from distilledge.models.text_language import mask_tokens, next_tokens
 from distilledge.models.text_names import LAYOUTS
 from distilledge.models.text_net import Pooling, TextNet
@@ -20,6 +20,7 @@ __all__ = [
     "from_config",
     "from_pretrained",
     "mask_tokens",
+    "narrow_embeddings",
     "next_tokens",
     "parameter_groups",
     "profile",

@@ -57,12 +57,25 @@ def main_options(
     logging.getLogger("distilledge").setLevel(level)
 
 
+DEMOS = {"image": ("demo", "PICTURES"), "text": ("demo-text", "TEXTS.csv")}
+"""Task -> its recipe, and what the next command is given."""
+
+
 @app.command()
-def demo(work: Work = WORK, smoke: Smoke = False, as_json: Json = False, set_: Overrides = NO_OVERRIDES) -> None:
-    """Run the whole chain on a generated surface-inspection set (synthetic)."""
-    _run("demo", set_, work, smoke, "report", as_json)
+def demo(
+    task: Annotated[str, typer.Option(help=f"{' or '.join(DEMOS)}.")] = "image",
+    work: Work = WORK,
+    smoke: Smoke = False,
+    as_json: Json = False,
+    set_: Overrides = NO_OVERRIDES,
+) -> None:
+    """Run the whole chain on a generated set: surface inspection, or maintenance tickets (both synthetic)."""
+    if task not in DEMOS:
+        raise typer.BadParameter(f"choose from {', '.join(DEMOS)}", param_hint="--task")
+    recipe, data = DEMOS[task]
+    _run(recipe, set_, work, smoke, "report", as_json)
     if not as_json:
-        typer.echo("next: distilledge init PATH/TO/YOUR/PICTURES > recipe.yaml && distilledge run recipe.yaml")
+        typer.echo(f"next: distilledge init PATH/TO/YOUR/{data} > recipe.yaml && distilledge run recipe.yaml")
 
 
 @app.command()

@@ -116,6 +116,7 @@ def _missing(path: Path) -> str:
 def _draft(document: Document, overrides: Sequence[str], *, smoke: bool) -> Draft:
     defaults = Recipe(name="name").model_dump(mode="json", by_alias=True)
     del defaults["name"]
+    defaults["metric"] = "auto"  # the task's own, which the file may name
     draft = Draft(document, _merged(defaults, document.data))
     block = document.data.get("smoke")
     if smoke and isinstance(block, dict):

@@ -90,7 +90,7 @@ def key_choices(at: Spot) -> list[str]:
 
 def fields() -> Iterator[FieldNote]:
     """Every leaf of the recipe in order, with its default; items of a list stand under index 0."""
-    yield from _fields(ROOT, (), Recipe(name="name").model_dump(mode="json", by_alias=True))
+    yield from _fields(ROOT, (), {**Recipe(name="name").model_dump(mode="json", by_alias=True), "metric": "auto"})
 
 
 def _fields(at: Spot, path: tuple[str, ...], default: Any) -> Iterator[FieldNote]:

@@ -21,6 +21,8 @@ class Batch(NamedTuple):
     other tasks as ``models.tasks`` says."""
     guide_inputs: Tensor | None = None
     """Ids (N, M) for a teacher with another tokenizer."""
+    answers: Tensor | None = None
+    """The teacher's logits (N, C), where it was asked beforehand."""
 
     def part(self, rows: slice) -> Batch:
         return Batch(*(None if tensor is None else tensor[rows] for tensor in self))

@@ -92,15 +92,20 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """The mean loss of the batch: a float32 scalar, whatever the precision of the model."""
         where = batch.targets != IGNORED if self.task.language else None
-        theirs = None
-        if self.guide is not None:
-            seen = batch.inputs if batch.guide_inputs is None else batch.guide_inputs
-            theirs = self._rows(self.guide(seen, where), batch.targets)
+        theirs = self._theirs(batch, where)
         ours = in_float(self._tap.outputs(answer(self.model, self.to_input(batch.inputs), where)))
         with torch.autocast(batch.inputs.device.type, enabled=False):
             targets = self.task.rows(ours.logits, batch.targets)[1]
             total: Tensor = self.loss(self._rows(ours, batch.targets), theirs, targets)["total"]
         return total
+
+    def _theirs(self, batch: Batch, where: Tensor | None) -> Outputs | None:
+        if batch.answers is not None:
+            return self._rows(Outputs(batch.answers.float()), batch.targets)
+        if self.guide is None:
+            return None
+        seen = batch.inputs if batch.guide_inputs is None else batch.guide_inputs
+        return self._rows(self.guide(seen, where), batch.targets)
 
     def _rows(self, outputs: Outputs, targets: Tensor) -> Outputs:
         return outputs._replace(logits=self.task.rows(outputs.logits, targets)[0])

@@ -149,6 +149,8 @@ class TextFeed:
     guide_pad_id: int = 0
     changed: Callable[[Tensor, int, Sequence[int]], Tensor] | None = None
     """(ids (N, L), epoch, indices) -> ids, those of changed copies changed; copies stand behind the texts."""
+    answers: npt.NDArray[np.float32] | None = None
+    """The teacher's logits of every text, where it was asked once for all epochs."""
     lengths: IntArray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -179,7 +181,8 @@ class TextFeed:
         theirs = None
         if self.guide_ids is not None:
             theirs = collate_ids([self.guide_ids[i] for i in chosen], self.guide_pad_id).to(device)
-        return Batch(ids.to(device, non_blocking=True), targets.to(device, non_blocking=True), theirs)
+        answers = None if self.answers is None else torch.from_numpy(self.answers[chosen]).to(device)
+        return Batch(ids.to(device, non_blocking=True), targets.to(device, non_blocking=True), theirs, answers)
 
     def validate(
         self, model: nn.Module, to_input: nn.Module, accelerator: Accelerator, poll: Callable[[], None]

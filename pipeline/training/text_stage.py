@@ -6,8 +6,11 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -24,11 +27,11 @@ from distilledge.pipeline.recipe import LossTerm
 from distilledge.pipeline.record import Checkpoint, Sample, TextRow, read_texts
 from distilledge.pipeline.training import text_tokenizer
 from distilledge.pipeline.training.counters import Purpose, torch_seed
-from distilledge.pipeline.training.environment import resolve_precision
+from distilledge.pipeline.training.environment import prepare_accelerator, resolve_precision
 from distilledge.pipeline.training.objective import Guide, Objective, balanced_weights
 from distilledge.pipeline.training.stage import Made, Stage, Taught, run_stage
 from distilledge.pipeline.training.text_augment import Changed
-from distilledge.pipeline.training.text_feed import TextFeed, Texts, encode
+from distilledge.pipeline.training.text_feed import TextFeed, Texts, encode, predict
 from distilledge.pipeline.training.text_tokenizer import Special
 from distilledge.targets.ondevice.text import Int32Array, TextEncoder, TextSpec
 
@@ -89,7 +92,24 @@ def train_student(
     teacher = loaded(taught_by).eval()
     refuse_larger(started.net, taught_by[0])
     guided = taught(stage, started.net, teacher, stage.recipe.distill.losses, class_weights(stage, feed.labels))
+    if asked_once(stage, guided.loss, changed):
+        feed = replace(feed, answers=asked(stage, teacher, feed))
+        guided = Objective(started.net, nn.Identity(), guided.loss, task=stage.recipe.task, tap=NoTap())
     return run_stage(stage, guided, feed, made)
+
+
+def asked_once(stage: Stage, loss: DistillationLoss, changed: Changed | None) -> bool:
+    """Whether the teacher's answers are the same in each epoch, and all that is looked at: texts have no views."""
+    whole = stage.recipe.task in ("text-classification", "multi-label-classification")
+    return whole and changed is None and all(LOSSES[term.name].needs == "logits" for term in loss.terms)
+
+
+def asked(stage: Stage, teacher: TextNet, feed: TextFeed) -> npt.NDArray[np.float32]:
+    """The teacher's logits (N, C) of every text that is learned from, in its own precision."""
+    accelerator = prepare_accelerator(stage.recipe.teacher.training, stage.partial)
+    ids, pad_id = (feed.train.ids, feed.pad_id) if feed.guide_ids is None else (feed.guide_ids, feed.guide_pad_id)
+    model = teacher.to(accelerator.device)
+    return np.stack(predict(model, nn.Identity(), ids, pad_id, accelerator, lambda: None))
 
 
 def refuse_larger(student: TextNet, teacher: Checkpoint) -> None:
@@ -231,7 +251,10 @@ def new_network(
             pooling=pooling,
             **ids,
         )
-        return net if trimmed is None else trimmed_to(net, trimmed, special)
+        net = net if trimmed is None else text.trim(net, trimmed, special.unknown)
+        if parent is not None and part.text.tokenizer == "teacher":
+            text.narrow_embeddings(net, loaded(parent))
+        return net
     net, note = text.from_pretrained(
         part.model if part.weights == "hub" else expand(part.weights),
         task=task,
@@ -248,21 +271,13 @@ def new_network(
             f"the tokenizer has {size} tokens, the embeddings {net.architecture['config']['vocab_size']} rows",
             "use the tokenizer that came with the weights: text.tokenizer: model",
         )
-    if trimmed is None:
-        return net
-    every = range(net.config.num_hidden_layers)
-    return text.student_of(net, every, vocabulary=trimmed, unknown_id=special.unknown)
+    return net if trimmed is None else text.trim(net, trimmed, special.unknown)
 
 
 def loaded(trained: Taught) -> TextNet:
     net = checkpoints.load(*trained)
     assert isinstance(net, TextNet)
     return net.train()
-
-
-def trimmed_to(net: TextNet, vocabulary: list[int], special: Special) -> TextNet:
-    """The same architecture with rows for ``vocabulary`` alone, freshly drawn."""
-    return text.create({**net.architecture, "vocabulary": vocabulary, "unknown_id": special.unknown})
 
 
 def _shares_tokenizer(stage: Stage) -> bool:
