@@ -27,6 +27,7 @@ class InputDefaults(Value):
     """Share of the resized picture's side that the centre crop keeps."""
 
 
+HEAD_STD = 0.01
 HALF: Triple = (0.5, 0.5, 0.5)
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -126,10 +127,11 @@ def build(name: str, *, classes: int, size: int, pretrained: bool = False) -> nn
 
     check_name(name)
     if name in VARIANTS:
-        return VARIANTS[name].build(classes)
+        return with_new_head(VARIANTS[name].build(classes))
     grid = _grid_size(name, size)
     model: nn.Module = timm.create_model(name, num_classes=classes, pretrained=pretrained, **grid)
-    return model
+    cfg = config(name) if pretrained else None
+    return model if cfg is not None and cfg.num_classes == classes else with_new_head(model)
 
 
 def _grid_size(name: str, size: int) -> dict[str, int]:
@@ -164,3 +166,18 @@ def reset_head(model: nn.Module, classes: int) -> None:
     """Replace the classifier in place with a freshly initialised one for ``classes`` classes."""
     reset: Any = model.reset_classifier
     reset(classes)
+    with_new_head(model)
+
+
+def with_new_head(model: nn.Module) -> nn.Module:
+    """The model, its classifier set to small weights and no bias, so that the first loss is about ln(classes).
+
+    timm draws EfficientNet's from +-1/sqrt(classes), several times wider: the first epochs go into undoing that.
+    """
+    for name in head_names(model):
+        head = model.get_submodule(name)
+        if isinstance(head, nn.Linear | nn.Conv2d):
+            nn.init.normal_(head.weight, std=HEAD_STD)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
+    return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import pickle
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save, save_file
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from distilledge.models import vision
 from distilledge.models.errors import RejectedError, UsageError
@@ -100,6 +102,19 @@ def test_head_can_be_named_and_reset() -> None:
     model = vision.create(TINY, classes=3, size=64).eval()
     vision.reset_head(model, 9)
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 9)
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenetv1_025", "tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_100", "deit_tiny_patch16_224"]
+)
+def test_a_new_head_starts_at_ln_of_the_classes(name: str) -> None:
+    torch.manual_seed(0)
+    model = vision.create(name, classes=7, size=64)
+    pictures, labels = torch.randn(14, 3, 64, 64), torch.arange(14) % 7
+    with torch.no_grad():
+        assert cross_entropy(model(pictures), labels).item() == pytest.approx(math.log(7), rel=0.1)
+        vision.reset_head(model, 14)
+        assert cross_entropy(model(pictures), labels).item() == pytest.approx(math.log(14), rel=0.1)
 
 
 # ---- good weights
