@@ -39,7 +39,9 @@ STUDENT_MS = {"fp32": 0.13, "fp16": 0.128, "w8a8": 0.07}
 ERRORS = {"teacher": 0.03, "student": 0.035, "control": 0.08}
 
 
-def exported(runtime: str, precision: str, role: str, classes: Sequence[str] = CLASSES) -> Exported:
+def exported(
+    runtime: str, precision: str, role: str, classes: Sequence[str] = CLASSES, spec: dict[str, Any] = SPEC
+) -> Exported:
     return Exported(
         runtime=runtime,
         precision=precision,
@@ -48,7 +50,7 @@ def exported(runtime: str, precision: str, role: str, classes: Sequence[str] = C
         size_bytes=int(SIZES[role][precision] * 1e6),
         input_shape=(1, 64, 64, 3),
         classes=tuple(classes),
-        input_spec=SPEC,
+        input_spec=spec,
         versions={runtime: "1.0"},
         recipe="as exported" if precision == "fp32" else f"{precision} by hand",
         seconds=3.0,
@@ -111,6 +113,7 @@ class MadeRun:
         self.work, self.recipe, self.classes = work, recipe, tuple(classes)
         self.labels = np.arange(pictures) % len(classes)
         self.stages: list[StageRecord] = []
+        self.spec = SPEC
 
     def add(self, name: str, value: Value) -> Path:
         directory = self.work / "store" / f"{name}-0123456789abcdef"
@@ -214,7 +217,7 @@ class MadeRun:
         for role in ("teacher", "student", "control"):
             for runtime in runtimes if role != "control" else runtimes[:1]:
                 precisions = PRECISIONS if role == "student" else ("fp32",)
-                files = tuple(exported(runtime, p, role, self.classes) for p in precisions)
+                files = tuple(exported(runtime, p, role, self.classes, self.spec) for p in precisions)
                 made.append(ExportResult(role=role, runtime=runtime, files=files))
                 self.add(f"export-{role}-{runtime}", made[-1])
         return made

@@ -242,6 +242,16 @@ def test_segments_of_overlapping_spans():
     ]  # fmt: skip
 
 
+def test_cut_texts_are_counted(tmp_path: Path):
+    long = MadeTextRun(tmp_path, recipe("text-classification"), texts=20, saying="pump " * 80)
+    content = collect(long.everything(runtimes=RUNTIMES))
+    assert [(t.role, t.max_length, t.cut, t.texts) for t in content.tokenizers] == [
+        ("teacher", 48, 20, 20), ("student", 48, 20, 20),
+    ]  # fmt: skip
+    said = "Test texts that are cut: 20 of 20 by the teacher (at 48 tokens)"
+    assert said in Elements(page(content)).text()
+
+
 def test_histogram_of_nothing():
     assert histogram({}, "words") is None
     assert histogram({"edges": [0, 1], "counts": [0]}, "words") is None

@@ -116,7 +116,7 @@ def data(content: ReportContent) -> Markup:
     return section(
         "Data and audit",
         f"{content.pictures:,} test {samples}{grouped}; {found.calibration} calibration {samples}, from train only. "
-        f"{counted(found.bad_count, 'text' if recipe.is_text else 'file')} quarantined.",
+        f"{counted(found.bad_count, 'text' if recipe.is_text else 'file')} quarantined.{cuts(content)}",
         *[el("p", {"class": "banner"}, warning) for warning in found.warnings],
         el("div", {"class": "row"}, grid(*counts(content)), *(el("figure", {}, h) for h in _histograms(found.audit))),
         _findings(found.audit),
@@ -140,6 +140,12 @@ def counts(content: ReportContent) -> tuple[tuple[str, ...], list[tuple[str, ...
     elif all(s in per_split for s in splits):
         lines.append(("all texts", *(f"{per_split[s]:,}" for s in splits)))
     return (titles, *splits), lines
+
+
+def cuts(content: ReportContent) -> str:
+    """How many texts are cut; empty for pictures."""
+    found = [f"{t.cut:,} of {t.texts:,} by the {t.role} (at {t.max_length} tokens)" for t in content.tokenizers]
+    return f" Test texts that are cut: {', '.join(found)}." if found else ""
 
 
 def _histograms(audit: Mapping[str, Any]) -> list[Markup]:

@@ -12,6 +12,7 @@ import numpy as np
 from distilledge.models.base import Value
 from distilledge.pipeline import gate
 from distilledge.pipeline.data.content import location
+from distilledge.pipeline.decode import as_row
 from distilledge.pipeline.gate import Evidence
 from distilledge.pipeline.outcomes import read_all
 from distilledge.pipeline.record import (
@@ -31,8 +32,9 @@ from distilledge.pipeline.record import (
 )
 from distilledge.pipeline.report import answers, results, text_answers
 from distilledge.pipeline.report.answers import Pair, Pictures
-from distilledge.pipeline.report.vocabulary import Curve, DataSummary, ReportContent, StageLine
+from distilledge.pipeline.report.vocabulary import Curve, DataSummary, ReportContent, StageLine, Tokenizer
 from distilledge.targets.ondevice.preprocess import InputSpec
+from distilledge.targets.ondevice.text import TextEncoder, TextSpec
 
 GALLERY = 24
 """Disagreements shown at most."""
@@ -83,7 +85,7 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         curves=tuple(c for checkpoint in stages.checkpoints for c in _curves(run, checkpoint.role)),
         teacher_worth=answers.teacher_worth(evidence),
         parities=stages.parities.items,
-        tokenizers=_tokenizers(run, stages) if run.recipe.is_text else {},
+        tokenizers=_tokenizers(run, stages) if run.recipe.is_text else (),
         left_out=_left_out(run, stages),
         **_compared(run, stages, evidence, pair, gallery),
     )
@@ -173,10 +175,23 @@ def _rows(run: RunRecord, paths: Sequence[str]) -> list[TextRow]:
     return [named[path] for path in paths]
 
 
-def _tokenizers(run: RunRecord, stages: _Stages) -> dict[str, float]:
-    """Role -> MB of the tokenizer beside its files."""
-    files = {e.role: run.directory(f"export-{e.role}-{e.runtime}") / "tokenizer.json" for e in stages.exports}
-    return {role: path.stat().st_size / gate.MB for role, path in files.items() if path.is_file()}
+def _tokenizers(run: RunRecord, stages: _Stages) -> tuple[Tokenizer, ...]:
+    """Of the teacher's and the student's files, with the test texts that each cuts."""
+    rows = [row for _, row in read_texts(run.directory("data"), "test")]
+    found = {}
+    for result in stages.exports:
+        path = run.directory(f"export-{result.role}-{result.runtime}") / "tokenizer.json"
+        if result.role != "control" and result.files and path.is_file():
+            found[result.role] = _tokenizer(result, path, rows)
+    return tuple(found.values())
+
+
+def _tokenizer(result: ExportResult, path: Path, rows: Sequence[TextRow]) -> Tokenizer:
+    spec = TextSpec.from_dict(result.files[0].input_spec)
+    encoder = TextEncoder(path, spec)
+    cut = sum(encoder.encode_aligned({"text": as_row(row.text), "context": row.context}).cut for row in rows)
+    size = path.stat().st_size / gate.MB
+    return Tokenizer(role=result.role, size_mb=size, max_length=spec.max_length, cut=cut, texts=len(rows))
 
 
 def _data_summary(run: RunRecord, stages: _Stages) -> DataSummary:

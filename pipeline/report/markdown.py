@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from distilledge.pipeline.report import lengths
-from distilledge.pipeline.report.background import counts
+from distilledge.pipeline.report.background import counts, cuts
 from distilledge.pipeline.report.table import NONE, columns, judged_length, number, rows, summary
 from distilledge.pipeline.report.vocabulary import ReportContent
 
@@ -116,4 +116,4 @@ def _parity(content: ReportContent) -> list[str]:
 
 def _data(content: ReportContent) -> list[str]:
     warnings = [f"- {plain(w)}" for w in content.data.warnings]
-    return ["## Data", "", _grid(*counts(content)), *warnings, ""]
+    return ["## Data", "", _grid(*counts(content)), *warnings, plain(cuts(content)), ""]

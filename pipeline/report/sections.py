@@ -134,8 +134,8 @@ def table(content: ReportContent) -> Markup:
 
 def _tokenizers(content: ReportContent) -> str:
     """What the column of sizes leaves out."""
-    sizes = {role: size for role, size in content.tokenizers.items() if role != "control"}
-    found = ", ".join(f"{role} {s:.2f} MB" if s >= 0.1 else f"{role} {1000 * s:.1f} kB" for role, s in sizes.items())
+    sizes = [(t.role, t.size_mb) for t in content.tokenizers]
+    found = ", ".join(f"{role} {s:.2f} MB" if s >= 0.1 else f"{role} {1000 * s:.1f} kB" for role, s in sizes)
     return f" Size: the model file; its tokenizer.json travels beside it ({found})." if found else ""
 
 

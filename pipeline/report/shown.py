@@ -68,7 +68,7 @@ def _text(found: Disagreement, content: ReportContent) -> Markup:
 def _line(line: Line, names: Sequence[str], found: Disagreement) -> Markup:
     """``names``: entity types, in the order of their colours."""
     sure = {"teacher": found.teacher_probability, "student": found.student_probability}.get(line.who)
-    who = [el("span", {"class": "who"}, line.who, *([Markup(f" {sure:.2f}")] if sure is not None else []))]
+    who = [el("span", {"class": "who"}, line.who, *([f" {chance(sure)}"] if sure is not None else []))]
     pieces = [_piece(piece, names) for piece in line.pieces]
     spaced = [part for piece in pieces for part in (piece, " ")] if names else pieces
     return el("div", {"class": "line"}, *(who if line.who else []), el("span", {"class": "said"}, *spaced))
@@ -94,7 +94,11 @@ def _answers(found: Disagreement, nothing: str = "") -> list[Markup]:
 
 def _answer(who: str, answer: str, probability: float, right: bool) -> Markup:
     said = el("span", {"class": f"word {'better' if right else 'worse'}"}, answer)
-    return el("div", {}, f"{who}: ", said, Markup(f" {probability:.2f}"))
+    return el("div", {}, f"{who}: ", said, f" {chance(probability)}")
+
+
+def chance(probability: float) -> str:
+    return f"{probability:.2f}" if probability >= 0.005 else "< 0.01"
 
 
 def _origin(found: Disagreement) -> Markup:

@@ -182,6 +182,18 @@ class StageLine(Value):
     seconds: float
 
 
+class Tokenizer(Value):
+    """The tokenizer.json that travels with the files of a model, and is not in their size."""
+
+    role: str
+    size_mb: float
+    max_length: int
+    """Tokens, beyond which texts are cut."""
+    cut: int
+    """Test texts that are cut."""
+    texts: int
+
+
 class DataSummary(Value):
     classes: tuple[str, ...]
     counts: dict[str, dict[str, int]]
@@ -224,7 +236,7 @@ class ReportContent(Value):
     reliabilities: tuple[Reliability, ...]
     gallery: Gallery | None
     parities: tuple[Parity, ...]
-    tokenizers: dict[str, float] = {}
-    """Of texts: role -> MB of the tokenizer.json that travels with its files, and is not in their size."""
+    tokenizers: tuple[Tokenizer, ...] = ()
+    """Of texts: the teacher's and the student's."""
     left_out: tuple[str, ...]
     """Targets of the recipe that could not be exported."""
