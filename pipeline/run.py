@@ -378,7 +378,8 @@ def _raise_verdict(chain: Chain) -> None:
     """Exit 5 for a missed budget, 10 for an undecided one, after the report is written (``gate.on_fail: stop``)."""
     if "gate" not in chain.done or chain.recipe.gate.on_fail == "report":
         return
-    from distilledge.pipeline.gate import by_target, noun
+    from distilledge.pipeline.evidence import noun
+    from distilledge.pipeline.gate import by_target
 
     shipped = [target.shipped for target in by_target(chain.done["gate"].value)]
     failed = [v.name for v in shipped if v.outcome == "fail"]

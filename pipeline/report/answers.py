@@ -13,7 +13,7 @@ from PIL import Image
 
 from distilledge.pipeline import stats, stats_counts
 from distilledge.pipeline.decode import TAB
-from distilledge.pipeline.gate import Evidence
+from distilledge.pipeline.evidence import Evidence
 from distilledge.pipeline.outcomes import SINGLE_LABEL, Outcomes
 from distilledge.pipeline.report.results import metric
 from distilledge.pipeline.report.vocabulary import (

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distilledge.pipeline.gate import noun
+from distilledge.pipeline.evidence import noun
 from distilledge.pipeline.recipe import METRICS
 from distilledge.pipeline.record import Checkpoint, Rung
 from distilledge.pipeline.report import figures

@@ -13,7 +13,7 @@ from distilledge.models.base import Value
 from distilledge.pipeline import gate
 from distilledge.pipeline.data.content import location
 from distilledge.pipeline.decode import as_row
-from distilledge.pipeline.gate import Evidence
+from distilledge.pipeline.evidence import Evidence, gather_evidence
 from distilledge.pipeline.outcomes import read_all
 from distilledge.pipeline.record import (
     Checkpoint,
@@ -119,7 +119,7 @@ def _evidence(run: RunRecord, stages: _Stages) -> Evidence:
     """The same evidence that the gate judged."""
     logits = {item.name: np.load(run.directory("score") / item.logits) for item in stages.scores.items}
     outcomes = read_all(stages.scores.items, run.directory("score"), run.recipe.metric) if run.recipe.is_text else None
-    return gate.gather_evidence(
+    return gather_evidence(
         run.recipe,
         stages.scores,
         logits,

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from distilledge.pipeline import stats
-from distilledge.pipeline.gate import DROP_FP32, DROP_TEACHER, MB, Evidence, TargetVerdict, by_target, latency_ratio
+from distilledge.pipeline.evidence import Evidence
+from distilledge.pipeline.gate import DROP_FP32, DROP_TEACHER, MB, TargetVerdict, by_target, latency_ratio
 from distilledge.pipeline.recipe import METRICS, MetricName
 from distilledge.pipeline.record import ExportResult, Verdict, Verdicts
 from distilledge.pipeline.report.vocabulary import FileResult, Headline, Timing

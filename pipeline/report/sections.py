@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distilledge.pipeline.gate import noun
+from distilledge.pipeline.evidence import noun
 from distilledge.pipeline.record import Check
 from distilledge.pipeline.report import figures
 from distilledge.pipeline.report.markup import Markup, el

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from distilledge.models.metrics_text import kinds
-from distilledge.pipeline.gate import noun
+from distilledge.pipeline.evidence import noun
 from distilledge.pipeline.report.markup import Markup, el
 from distilledge.pipeline.report.sections import NOTHING, section
 from distilledge.pipeline.report.vocabulary import Disagreement, Line, Piece, ReportContent

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from distilledge.pipeline.gate import noun
+from distilledge.pipeline.evidence import noun
 from distilledge.pipeline.recipe import METRICS as TASK_METRICS
 from distilledge.pipeline.recipe import MetricName, Recipe
 from distilledge.pipeline.report.vocabulary import FileResult, ReportContent

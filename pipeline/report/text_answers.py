@@ -10,7 +10,7 @@ import numpy as np
 
 from distilledge.models import metrics_text
 from distilledge.pipeline.decode import TAB
-from distilledge.pipeline.gate import Evidence
+from distilledge.pipeline.evidence import Evidence
 from distilledge.pipeline.outcomes import SINGLE_LABEL, Outcomes
 from distilledge.pipeline.record import TextRow
 from distilledge.pipeline.report.answers import Pair, Show, Shown
