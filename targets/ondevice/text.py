@@ -96,15 +96,13 @@ class TextEncoder:
         if spec.tokenizer_sha256 and found != spec.tokenizer_sha256:
             raise WrongTokenizer(f"{os.fspath(path)}: expected sha256 {spec.tokenizer_sha256}, got {found}")
         try:
-            text = data.decode("utf-8")
-            self._tokenizer, self._pair = Tokenizer.from_str(text), Tokenizer.from_str(text)
+            self._tokenizer = Tokenizer.from_str(data.decode("utf-8"))
         except Exception as error:  # the boundary of tokenizers, which raises plain Exception
             raise WrongTokenizer(f"not a tokenizer: {os.fspath(path)}: {error}") from error
         self.spec = spec
-        for tokenizer, strategy in ((self._tokenizer, "longest_first"), (self._pair, "only_second")):
-            tokenizer.no_padding()
-            tokenizer.encode_special_tokens = True
-            tokenizer.enable_truncation(spec.max_length, strategy=strategy, direction=spec.truncation)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()  # done here: its own, of two long texts, keeps each pair of their parts
+        self._tokenizer.encode_special_tokens = True
 
     @property
     def vocabulary(self) -> int:
@@ -113,11 +111,11 @@ class TextEncoder:
 
     def encode(self, row: Row) -> Int32Array:
         """Ids (L,), at most ``max_length``, not padded. Raises ``BadText``."""
-        return self._ids(self._encoding(row))
+        return self._ids(self._encoding(row)[0])
 
     def encode_aligned(self, row: Row) -> Encoded:
         """Ids and where they came from. Raises ``BadText``."""
-        made = self._encoding(row)
+        made, cut = self._encoding(row)
         if not made.ids:
             return Encoded(self._ids(made), (None,), ((0, 0),), (False,))
         texts = (clean_text(row["text"]), clean_text(row.get("context") or ""))
@@ -128,20 +126,43 @@ class TextEncoder:
             words=tuple(word if s is not None else None for s, word in zip(sequences, made.word_ids, strict=True)),
             offsets=tuple((0, 0) if s is None else _trimmed(texts[s], w, offset) for s, w, offset in places),
             in_context=tuple(s == 1 for s in sequences),
-            cut=bool(made.overflowing),
+            cut=cut,
         )
 
     def _ids(self, made: Any) -> Int32Array:
         return np.array(made.ids or [self.spec.pad_id], np.int32)
 
-    def _encoding(self, row: Row) -> Any:
+    def _encoding(self, row: Row) -> tuple[Any, bool]:
+        """What ``tokenizers`` makes of a row, and whether tokens were left out."""
         text, context = checked(row)
-        if context is None:
-            return self._tokenizer.encode(text, is_pretokenized=not isinstance(text, str))
-        question, longest = len(self._tokenizer.encode(text, add_special_tokens=False).ids), self.spec.max_length
-        room = longest - question - self._pair.num_special_tokens_to_add(True)
-        tokenizer = self._pair if 2 * question <= longest and room > 0 else self._tokenizer
-        return tokenizer.encode(text, context)
+        if context is None or not isinstance(text, str):
+            made = self._tokens(text)
+            cut = self._cut(made, self._room(pair=False))
+            return self._tokenizer.post_process(made), cut
+        question, shorter = self._question(text)
+        made = self._tokens(context)
+        cut = self._cut(made, self._room(pair=True) - len(question.ids))
+        return self._tokenizer.post_process(question, made), cut or shorter
+
+    def _tokens(self, text: str | list[str]) -> Any:
+        return self._tokenizer.encode(text, is_pretokenized=not isinstance(text, str), add_special_tokens=False)
+
+    def _room(self, *, pair: bool) -> int:
+        return max(0, self.spec.max_length - int(self._tokenizer.num_special_tokens_to_add(pair)))
+
+    def _cut(self, made: Any, room: int) -> bool:
+        if len(made.ids) <= room:
+            return False
+        made.truncate(room, direction=self.spec.truncation)
+        return True
+
+    def _question(self, text: str) -> tuple[Any, bool]:
+        """Tokens of a question, at most half of ``max_length``: those of its text up to there."""
+        whole, limit = self._tokens(text), min(self.spec.max_length // 2, self._room(pair=True))
+        if len(whole.ids) <= limit:
+            return whole, False
+        starts = (self._tokens(text[: whole.offsets[keep - 1][1]]) for keep in range(limit, 0, -1))
+        return next((made for made in starts if len(made.ids) <= limit), self._tokens("")), True
 
 
 def checked(row: Row) -> tuple[str | list[str], str | None]:
