@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from distilledge.models.errors import MissingPackageError
+from distilledge.models.errors import MissingPackageError, UsageError
 from distilledge.pipeline.recipe import Training
 
 log = logging.getLogger("distilledge.training")
@@ -25,7 +25,8 @@ TRACKER_MODULES = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
 def prepare_accelerator(settings: Training, partial: Path) -> Accelerator:
     """CPU, one GPU, or as many as ``accelerate launch`` started processes for.
 
-    Raises ``MissingPackageError`` for a GPU that is not there, a precision that needs one, or a tracker not installed.
+    Raises ``MissingPackageError`` for a GPU that is not there, a precision that needs one, or a tracker not installed;
+    ``UsageError`` for MLflow without a server.
     """
     on_cpu = _on_cpu(settings)
     precision = resolve_precision(settings)
@@ -74,6 +75,10 @@ def _check_tracker(tracker: str) -> None:
     if tracker != "none" and importlib.util.find_spec(TRACKER_MODULES[tracker]) is None:
         raise MissingPackageError(
             "E4603", f"tracker: {tracker} is not installed", f'pip install "distilledge[{tracker}]"'
+        )
+    if tracker == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI"):  # mlflow-skinny has no store of its own
+        raise UsageError(
+            "E2627", "tracker: mlflow has no server to write to", "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000"
         )
 
 
