@@ -20,6 +20,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from distilledge.models.errors import (
     DeviceError,
@@ -35,6 +36,7 @@ from distilledge.targets.devices.base import refusal
 from distilledge.targets.devices.local import LocalDevice, LocalWorker
 from distilledge.targets.ondevice.preprocess import InputSpec, preprocess
 from distilledge.targets.ondevice.session import open_session
+from distilledge.targets.ondevice.text import TextSpec, write_rows
 
 SIDE = 16
 SPEC = InputSpec(SIDE, SIDE).to_dict()
@@ -332,3 +334,110 @@ def test_every_device_has_the_names_of_device() -> None:
         device = make()
         assert device.facts()["cpu_count"] >= 1
         device.close()
+
+
+# ---- texts
+
+
+def text_onnx(path: Path, *, tokens: bool = False) -> Path:
+    """int32 (1, L) -> logits (1, 3), or of each token (1, L, 3): the ids (their sum), twice and three times."""
+    nodes = [
+        helper.make_node("Cast", ["ids"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["f", "last"], ["each"]),
+        helper.make_node("Mul", ["each", "factors"], ["tokens"]),
+        helper.make_node("ReduceSum", ["tokens", "one"], ["texts"], keepdims=0),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([2]), "last"),
+        numpy_helper.from_array(np.array([1]), "one"),
+        numpy_helper.from_array(np.array([1, 2, 3], np.float32), "factors"),
+    ]
+    output = ("tokens", [1, "L", 3]) if tokens else ("texts", [1, 3])
+    graph = helper.make_graph(
+        nodes,
+        "text",
+        [helper.make_tensor_value_info("ids", TensorProto.INT32, [1, "L"])],
+        [helper.make_tensor_value_info(output[0], TensorProto.FLOAT, output[1])],
+        constants,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    made = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "lost": 2, "card": 3, "my": 4}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+def load_text(model: Path, tokenizer: Path) -> dict[str, Any]:
+    files = [model, tokenizer]
+    request = load_request(model, files=[str(f) for f in files], tokenizer=str(tokenizer))
+    return {**request, "sha256": [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]}
+
+
+def text_spec(tokenizer: Path, **fields: Any) -> dict[str, Any]:
+    sha256 = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+    return TextSpec(4, 0, "text-classification", tokenizer_sha256=sha256, **fields).to_dict()
+
+
+TEXTS = ["my card lost", "card", "", "lost lost lost lost lost lost"]
+IDS = [[4, 3, 2], [3], [0], [2, 2, 2, 2]]
+
+
+def test_texts_are_timed_and_scored(worker: LocalWorker, tokenizer: Path, tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "logits.npy"
+    write_rows([{"text": text} for text in TEXTS], rows)
+    texts = {"texts": str(rows), "spec": text_spec(tokenizer)}
+    loaded = worker.request(load_text(text_onnx(tmp_path / "model.onnx"), tokenizer), 60)
+    assert loaded["input_shape"] == [1, -1]
+    assert worker.request({"op": "inputs", **texts}, 10)["rows"] == 4
+    assert len(worker.request({"op": "block", "n": 20, "lead": 1}, 10)["latency_ns"]) == 20
+    assert worker.request({"op": "score", **texts, "out": str(out)}, 60)["shape"] == [4, 3]
+    np.testing.assert_array_equal(np.load(out)[:, 0], [sum(ids) for ids in IDS])
+    end_to_end = worker.request({"op": "end_to_end", **texts, "start": 1, "count": 2}, 60)
+    assert (len(end_to_end["latency_ns"]), end_to_end["classes"][0]) == (2, 2)
+    np.save(tmp_path / "ids.npy", np.full((5, 3), 2, np.int32))
+    assert worker.request({"op": "inputs", "path": str(tmp_path / "ids.npy")}, 10)["rows"] == 5
+
+
+@pytest.mark.parametrize("buckets", [(), (2, 4)])
+def test_logits_of_tokens_end_with_zeros(
+    worker: LocalWorker, tokenizer: Path, tmp_path: Path, buckets: tuple[int, ...]
+) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "logits.npy"
+    write_rows([{"text": text} for text in TEXTS], rows)
+    worker.request(load_text(text_onnx(tmp_path / "model.onnx", tokens=True), tokenizer), 60)
+    fields = {"texts": str(rows), "spec": text_spec(tokenizer, buckets=buckets)}
+    assert worker.request({"op": "score", **fields, "out": str(out)}, 60)["shape"] == [4, 4, 3]
+    padded = [ids + [0] * (4 - len(ids)) for ids in IDS]
+    np.testing.assert_array_equal(np.load(out)[..., 0], padded)
+
+
+def test_a_bad_text_is_named(worker: LocalWorker, tokenizer: Path, tmp_path: Path) -> None:
+    worker.request(load_text(text_onnx(tmp_path / "model.onnx"), tokenizer), 60)
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "logits.npy"
+    score = {"op": "score", "texts": str(rows), "spec": text_spec(tokenizer), "out": str(out)}
+    rows.write_text('{"text": "card"}\n{"text": 3}\n')
+    with pytest.raises(RejectedError, match=r"text refused on the device: text 1: the text is int") as caught:
+        worker.request(score, 60)
+    assert caught.value.code == "E3023"
+    rows.write_text('{"text": "card"}\n{')
+    with pytest.raises(RejectedError, match="device: line 2 is not JSON"):
+        worker.request(score, 60)
+    assert not out.exists()
+
+
+def test_another_tokenizer_is_not_used(worker: LocalWorker, tokenizer: Path, tmp_path: Path) -> None:
+    request = load_text(text_onnx(tmp_path / "model.onnx"), tokenizer)
+    rows = tmp_path / "rows.jsonl"
+    write_rows([{"text": "card"}], rows)
+    worker.request(request, 60)
+    other = {**text_spec(tokenizer), "tokenizer_sha256": "0" * 64}
+    with pytest.raises(IntegrityError, match="expected sha256"):
+        worker.request({"op": "inputs", "texts": str(rows), "spec": other}, 60)
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    with pytest.raises(IntegrityError, match="expected sha256"):
+        worker.request(request, 60)

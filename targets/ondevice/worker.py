@@ -252,6 +252,7 @@ def write_array(path: str, array: Array) -> None:
 
 def answer(worker: Worker, request: Message) -> Message:
     """The device boundary: whatever goes wrong becomes an error record."""
+    worker.row = ""
     try:
         return {"id": request.get("id"), "ok": True, **worker.operations[request["op"]](request)}
     except IntegrityMismatch as error:
