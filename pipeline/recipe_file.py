@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from distilledge.models.errors import UsageError
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_mistakes import Mistake, Place, dotted, mistakes, raise_mistakes
-from distilledge.pipeline.recipe_paths import ROOT, children, fields, key_choices, near, spot, suggestion
+from distilledge.pipeline.recipe_paths import ROOT, children, fields, key_choices, near, shallowest, spot, suggestion
 from distilledge.pipeline.recipe_text import recipe_to_yaml
 from distilledge.pipeline.recipe_yaml import Document, Location, parse
 
@@ -151,7 +151,7 @@ def _path_suggestion(parts: Path_, wrong: int) -> str:
         return f"did you mean `{dotted((*parts[:wrong], best, *parts[wrong + 1 :]))}`?"
     ending = [note.path for note in fields() if f".{note.path}".endswith(f".{dotted(parts)}")]
     if ending:
-        return "did you mean " + " or ".join(f"`{path}`" for path in ending[:4]) + "?"
+        return "did you mean " + " or ".join(f"`{path}`" for path in shallowest(ending)[:4]) + "?"
     return suggestion(parts[: wrong + 1])
 
 

@@ -78,8 +78,15 @@ def suggestion(path: Sequence[str | int]) -> str:
         return f"did you mean `{best}`?"
     elsewhere = [note.path for note in fields() if note.path.split(".")[-1] == word]
     if elsewhere:
-        return "it belongs to " + " or ".join(f"`{p.rpartition('.')[0] or 'the top level'}`" for p in elsewhere[:4])
+        places = [path.rpartition(".")[0] or "the top level" for path in shallowest(elsewhere)]
+        return "it belongs to " + " or ".join(f"`{place}`" for place in places[:4])
     return "choose from " + ", ".join(names)
+
+
+def shallowest(paths: list[str]) -> list[str]:
+    """Those with the fewest parts: sections near the top are meant more often than those inside of others."""
+    top = min(path.count(".") for path in paths)
+    return [path for path in paths if path.count(".") == top]
 
 
 def key_choices(at: Spot) -> list[str]:

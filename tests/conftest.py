@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from distilledge.targets.telemetry import switch_off
 
@@ -15,6 +16,9 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "2")
 # Nothing is fetched by a test; hub code is tested against a local cache.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing of what it shows
+settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -102,7 +102,7 @@ def test_b22_bad_yaml_is_a_line_not_a_traceback(tmp_path: Path, text: str, what:
         ("student.training.ema", "1.0", "allowed: a number > 0 and < 1 or null"),
         ("student.training.augment.crop_scale", "[0.5, 2]", "allowed: a number >= 0 and <= 1"),
         ("student.input.mean", "[0.5, 0.5]", "add it"),
-        ("metric", "acuracy", "one of accuracy, balanced_accuracy; did you mean `accuracy`?"),
+        ("metric", "acuracy", "one of auto, accuracy, balanced_accuracy, macro_f1"),
         ("data.cache", "no", "write true or false"),
         ("data.path", "7", 'quote it: "7"'),
         ("student", "null", "give it keys or remove the line"),

@@ -22,7 +22,8 @@ from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.language_feed import LanguageFeed, hold_out
 from distilledge.pipeline.training.objective import Objective
 from distilledge.pipeline.training.stage import Stage, Taught, run_stage
-from distilledge.pipeline.training.text_stage import NoTap, Start, describe, loaded, start, strings, taught
+from distilledge.pipeline.training.text_stage import NoTap, describe, taught
+from distilledge.pipeline.training.text_start import Start, loaded, start, strings
 
 
 def pretrain(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,35 +18,19 @@ from distilledge.models.features_text import match_layers, text_tap
 from distilledge.models.losses import LOSSES
 from distilledge.models.losses_total import DistillationLoss, Term
 from distilledge.models.text import TextNet
-from distilledge.pipeline import checkpoint as checkpoints
-from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.recipe import LossTerm
 from distilledge.pipeline.record import Checkpoint, Sample, TextRow, read_texts
 from distilledge.pipeline.training import text_tokenizer
-from distilledge.pipeline.training.counters import Purpose, torch_seed
 from distilledge.pipeline.training.environment import prepare_accelerator, resolve_precision
 from distilledge.pipeline.training.objective import Guide, Objective, balanced_weights
 from distilledge.pipeline.training.stage import Made, Stage, Taught, run_stage
 from distilledge.pipeline.training.text_augment import Changed
 from distilledge.pipeline.training.text_feed import TextFeed, Texts, encode, predict
-from distilledge.pipeline.training.text_tokenizer import Special
+from distilledge.pipeline.training.text_start import Start, loaded, start
 from distilledge.targets.ondevice.text import Int32Array, TextEncoder, TextSpec
 
 log = logging.getLogger("distilledge.training")
 Pairs = list[tuple[Sample, TextRow]]
-SMALLEST_BUCKET = 16
-
-
-class Start(NamedTuple):
-    """A network with the weights it starts from, and its tokenizer, which lies in the stage's directory."""
-
-    net: TextNet
-    encoder: TextEncoder
-    special: Special
-
-    @property
-    def spec(self) -> TextSpec:
-        return self.encoder.spec
 
 
 def train_teacher(stage: Stage, pretrained: Taught | None) -> Checkpoint:
@@ -116,7 +97,7 @@ def refuse_larger(student: TextNet, teacher: Checkpoint) -> None:
     parameters = sum(p.numel() for p in student.parameters())
     if parameters > teacher.parameters:
         raise UsageError(
-            "E2018",
+            "E2627",
             f"the student is larger than its teacher ({parameters:,} parameters against {teacher.parameters:,})",
             "choose a smaller student.model, or fewer text.layers",
         )
@@ -162,137 +143,6 @@ class NoTap:
 
     def outputs(self, logits: Tensor) -> Outputs:
         return Outputs(logits)
-
-
-# --- the network and its tokenizer ------------------------------------------------------------------------------------
-
-
-def start(stage: Stage, task: str, *, parent: Taught | None, pretrained: Taught | None) -> Start:
-    """The network under a head for ``task``. Draws depend on the seed alone: student and control start equal."""
-    made = tokenizer_of(stage, parent, pretrained)
-    path = stage.out / text_tokenizer.FILE
-    path.write_text(made, encoding="utf-8")
-    special = text_tokenizer.special(made)
-    spec = TextSpec(
-        max_length=stage.part.text.max_length,
-        pad_id=special.pad,
-        task=stage.recipe.task,
-        tokenizer_sha256=hashlib.sha256(made.encode()).hexdigest(),
-        buckets=stage.part.text.buckets or buckets(stage.part.text.max_length),
-    )
-    encoder = TextEncoder(path, spec)
-    before = torch.get_rng_state()
-    torch.manual_seed(torch_seed(Purpose.WEIGHTS, stage.recipe.seed))
-    net = new_network(stage, task, encoder, special, text_tokenizer.size(made), parent=parent, pretrained=pretrained)
-    torch.set_rng_state(before)
-    return Start(net, encoder, special)
-
-
-def buckets(max_length: int) -> tuple[int, ...]:
-    """Powers of two from 16, and ``max_length``."""
-    lengths = [SMALLEST_BUCKET << n for n in range(10) if SMALLEST_BUCKET << n < max_length]
-    return (*lengths, max_length)
-
-
-def tokenizer_of(stage: Stage, parent: Taught | None, pretrained: Taught | None) -> str:
-    """tokenizer.json; that of what the network starts from, or by the recipe."""
-    part = stage.part
-    if pretrained is not None:
-        return (pretrained[1] / text_tokenizer.FILE).read_text(encoding="utf-8")
-    if part.text.tokenizer == "teacher" or part.model == "teacher":
-        if parent is None:
-            raise UsageError("E2622", f"{stage.role}: no teacher to take the tokenizer from", "edit text.tokenizer")
-        return (parent[1] / text_tokenizer.FILE).read_text(encoding="utf-8")
-    if part.text.tokenizer == "model":
-        return text_tokenizer.of_model(part.model, part.weights)
-    if part.text.tokenizer == "train":
-        rows = (row for _, row in read_texts(stage.data_dir, "train"))
-        return text_tokenizer.learned(strings(rows), part.text.vocabulary or text_tokenizer.VOCABULARY)
-    return text_tokenizer.of_file(part.text.tokenizer)
-
-
-def strings(rows: Iterable[TextRow]) -> list[str]:
-    """All text of the rows."""
-    found = []
-    for row in rows:
-        found.append(row.text if isinstance(row.text, str) else " ".join(row.text))
-        found += [row.context] if row.context else []
-    return found
-
-
-def new_network(
-    stage: Stage,
-    task: str,
-    encoder: TextEncoder,
-    special: Special,
-    size: int,
-    *,
-    parent: Taught | None,
-    pretrained: Taught | None,
-) -> TextNet:
-    part, classes = stage.part, len(stage.splits.classes)
-    pooling = None if part.text.pooling == "auto" else part.text.pooling
-    if pretrained is not None:
-        return text.with_task(loaded(pretrained), task, classes, pooling=pooling)
-    trimmed = kept_rows(stage, encoder, special) if _shares_tokenizer(stage) and part.text.vocabulary else None
-    if part.model == "teacher":
-        assert parent is not None
-        return text.student_of(loaded(parent), part.text.layers, vocabulary=trimmed, unknown_id=special.unknown)
-    ids = {"pad_id": special.pad, "sep_id": special.separator}
-    length = part.text.max_length
-    if part.weights == "none":
-        net = text.from_config(
-            part.model,
-            part.text.config,
-            task=task,
-            classes=classes,
-            vocabulary_size=size,
-            max_length=length,
-            pooling=pooling,
-            **ids,
-        )
-        net = net if trimmed is None else text.trim(net, trimmed, special.unknown)
-        if parent is not None and part.text.tokenizer == "teacher":
-            text.narrow_embeddings(net, loaded(parent))
-        return net
-    net, note = text.from_pretrained(
-        part.model if part.weights == "hub" else expand(part.weights),
-        task=task,
-        classes=classes,
-        max_length=length,
-        pooling=pooling,
-        trust_pickle=part.trust_pickle,
-        **ids,
-    )
-    log.info(note)
-    if size > net.architecture["config"]["vocab_size"]:
-        raise RejectedError(
-            "E3624",
-            f"the tokenizer has {size} tokens, the embeddings {net.architecture['config']['vocab_size']} rows",
-            "use the tokenizer that came with the weights: text.tokenizer: model",
-        )
-    return net if trimmed is None else text.trim(net, trimmed, special.unknown)
-
-
-def loaded(trained: Taught) -> TextNet:
-    net = checkpoints.load(*trained)
-    assert isinstance(net, TextNet)
-    return net.train()
-
-
-def _shares_tokenizer(stage: Stage) -> bool:
-    """Whether ``text.vocabulary`` says how many embedding rows are kept, not how many tokens are learned."""
-    return stage.role != "teacher" and (stage.part.model == "teacher" or stage.part.text.tokenizer == "teacher")
-
-
-def kept_rows(stage: Stage, encoder: TextEncoder, special: Special) -> list[int]:
-    """Special tokens, then the most frequent of the train split; ties by id."""
-    counts: Counter[int] = Counter()
-    for row in strings(row for _, row in read_texts(stage.data_dir, "train")):
-        counts.update(encoder.encode({"text": row}).tolist())
-    frequent = sorted(counts, key=lambda token: (-counts[token], token))
-    order = dict.fromkeys((special.pad, special.unknown, *special.others, *frequent))
-    return sorted(list(order)[: stage.part.text.vocabulary])
 
 
 # --- adapters, feeds, descriptions ------------------------------------------------------------------------------------

@@ -1,0 +1,238 @@
+"""The steps' builders: what each kind of step calls, with what the steps before it made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from distilledge.pipeline.data.content import location
+from distilledge.pipeline.recipe import Recipe
+from distilledge.pipeline.record import (
+    Checkpoint,
+    ExportResult,
+    Measurements,
+    Parities,
+    Sample,
+    Scores,
+    Split,
+    Splits,
+    TextRow,
+    Verdicts,
+    data_root,
+    read_samples,
+    read_texts,
+)
+from distilledge.pipeline.steps import Step, needs_parent
+from distilledge.pipeline.store import Store, Stored
+
+Report = Callable[[Any], None]
+"""Receives the training loop's progress events."""
+
+
+@dataclass
+class Chain:
+    """What has been run so far, by step name; each entry is a value with its directory."""
+
+    recipe: Recipe
+    store: Store
+    steps: tuple[Step, ...]
+    report: Report
+    done: dict[str, Stored[Any]] = field(default_factory=dict)
+    failed: dict[str, ExportResult] = field(default_factory=dict)
+    """Optional targets that could not be exported."""
+
+    @property
+    def splits(self) -> Splits:
+        """With the place where the pictures lie now: the store knows them by content, they may have moved."""
+        value: Splits = self.done["data"].value
+        return value.model_copy(update={"root": location(self.recipe.data, self.recipe.task)})
+
+    def samples(self, split: Split) -> list[Sample]:
+        return read_samples(self.done["data"].path, split)
+
+    def inputs(self, split: Split, *, calibration: bool = False) -> tuple[list[Sample], Path, list[TextRow]]:
+        """Samples of a split, where their pictures lie, and the texts of a text task.
+
+        ``calibration``: only those that static int8 is calibrated on.
+        """
+        directory = self.done["data"].path
+        if not self.recipe.is_text:
+            return [s for s in self.samples(split) if s.calibration or not calibration], self.root, []
+        pairs = [(s, row) for s, row in read_texts(directory, split) if s.calibration or not calibration]
+        return [s for s, _ in pairs], directory, [row for _, row in pairs]
+
+    @property
+    def root(self) -> Path:
+        return data_root(self.splits, self.done["data"].path)
+
+    def trained(self, name: str) -> tuple[Checkpoint, Path] | None:
+        """A trained model with its directory; None where the recipe has no such step."""
+        stored = self.done.get(name)
+        return None if stored is None else (stored.value, stored.path)
+
+    def exports(self) -> list[Stored[ExportResult]]:
+        """The exports that were made, in order."""
+        return [s for name, s in self.done.items() if name.startswith("export-")]
+
+
+def _data(chain: Chain, _step: Step, out: Path, partial: Path) -> Splits:
+    from distilledge.pipeline.data.prepare import prepare
+
+    recipe = chain.recipe
+    if recipe.is_text:
+        from distilledge.pipeline.data.text_prepare import prepare_texts
+
+        return prepare_texts(
+            recipe.data,
+            task=recipe.task,
+            seed=recipe.seed,
+            out=out,
+            unlabelled=recipe.distill.unlabelled,
+            failed=partial,
+        )
+    return prepare(
+        recipe.data,
+        bit_depth=recipe.student.input.bit_depth,
+        seed=recipe.seed,
+        out=out,
+        unlabelled=recipe.distill.unlabelled,
+        failed=partial,
+    )
+
+
+def _teacher(chain: Chain, _step: Step, out: Path, partial: Path) -> Checkpoint:
+    from distilledge.pipeline.training.teacher import finetune
+
+    return finetune(
+        chain.recipe,
+        chain.splits,
+        chain.done["data"].path,
+        out,
+        partial,
+        chain.report,
+        pretrained=chain.trained("pretrain-teacher"),
+    )
+
+
+def _pretrain(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
+    from distilledge.pipeline.training.pretrain import pretrain
+
+    language = None if step.role == "teacher" else chain.trained("pretrain-teacher")
+    return pretrain(
+        chain.recipe,
+        chain.splits,
+        chain.done["data"].path,
+        step.role,
+        language,
+        out,
+        partial=partial,
+        report=chain.report,
+        parent=None if step.role == "teacher" else language or chain.trained("teacher"),
+    )
+
+
+def _student(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
+    from distilledge.pipeline.training.distill import distill
+
+    teacher = chain.trained("teacher")
+    return distill(
+        chain.recipe,
+        chain.splits,
+        chain.done["data"].path,
+        teacher if step.kind == "student" else None,
+        out,
+        partial=partial,
+        report=chain.report,
+        parent=teacher if needs_parent(chain.recipe) else None,
+        pretrained=chain.trained("pretrain-student"),
+        language=chain.trained("pretrain-teacher") if step.kind == "student" else None,
+    )
+
+
+def _export(chain: Chain, step: Step, out: Path, _partial: Path) -> ExportResult:
+    from distilledge.pipeline.benchmark import samples_of
+    from distilledge.pipeline.export import export
+
+    trained = chain.done[step.role]
+    return export(
+        trained.value,
+        trained.path,
+        role=step.role,
+        runtime=step.runtime,
+        precisions=step.inputs["precisions"],
+        saturates=step.inputs.get("saturates", False),
+        calibration=samples_of(*chain.inputs("train", calibration=True)),
+        out=out,
+    )
+
+
+def _verify(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Parities:
+    from distilledge.pipeline.benchmark import samples_of
+    from distilledge.pipeline.verify import verify
+
+    samples, root, texts = chain.inputs("validation")
+    few = chain.recipe.verify.samples
+    compared = samples_of(samples[:few], root, texts[:few])
+    parities = []
+    for exported in chain.exports():
+        trained = chain.done[exported.value.role]
+        parities.append(
+            verify(trained.value, trained.path, exported.value, exported.path, compared, chain.recipe.verify)
+        )
+    return Parities(items=tuple(parities))
+
+
+def _measure(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Measurements:
+    from distilledge.pipeline.benchmark import measure_exports, samples_of
+
+    exports = [(e.value, e.path) for e in chain.exports() if e.value.role != "control"]
+    return measure_exports(exports, samples_of(*chain.inputs("test")), chain.recipe.measure)
+
+
+def _predict(chain: Chain, step: Step, out: Path, _partial: Path) -> Scores:
+    from distilledge.pipeline.benchmark import predict_export, samples_of
+
+    exported = chain.done[step.name.replace("predict-", "export-", 1)]
+    samples, root, texts = chain.inputs("test")
+    scored = samples_of(samples, root, texts)
+    return predict_export(exported.value, exported.path, samples, scored, out, texts)
+
+
+def _score(chain: Chain, _step: Step, out: Path, _partial: Path) -> Scores:
+    from distilledge.pipeline.benchmark import gather
+
+    return gather([(s.value, s.path) for name, s in chain.done.items() if name.startswith("predict-")], out)
+
+
+def _gate(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Verdicts:
+    import numpy as np
+
+    from distilledge.pipeline.gate import judge
+    from distilledge.pipeline.outcomes import read_all
+
+    score = chain.done["score"]
+    logits = {item.name: np.load(score.path / item.logits) for item in score.value.items}
+    exports = [e.value for e in chain.exports()]
+    groups = [s.group for s in chain.samples("test")]
+    outcomes = read_all(score.value.items, score.path, chain.recipe.metric) if chain.recipe.is_text else None
+    return judge(chain.recipe, score.value, logits, chain.done["measure"].value, exports, groups, outcomes=outcomes)
+
+
+BUILDERS: dict[str, tuple[type[BaseModel], Callable[[Chain, Step, Path, Path], Any]]] = {
+    "data": (Splits, _data),
+    "pretrain": (Checkpoint, _pretrain),
+    "teacher": (Checkpoint, _teacher),
+    "student": (Checkpoint, _student),
+    "control": (Checkpoint, _student),
+    "export": (ExportResult, _export),
+    "verify": (Parities, _verify),
+    "measure": (Measurements, _measure),
+    "predict": (Scores, _predict),
+    "score": (Scores, _score),
+    "gate": (Verdicts, _gate),
+}
+"""Step kind -> the record it makes and the function that makes it."""
