@@ -20,8 +20,8 @@ Precision = Literal["fp32", "fp16", "w8dyn", "w8a8"]
 RuntimeName = Literal["onnx", "openvino", "tflite"]
 Uint8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
-Inputs = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
-"""Pictures (N, H, W, 3) or ids (N, L)."""
+Inputs = npt.NDArray[Any]
+"""Pictures uint8 (N, H, W, 3) or ids int32 (N, L)."""
 
 
 class Exported(Value):

@@ -79,7 +79,7 @@ def deployed_text(model: nn.Module, deployable: TextDeployable) -> tuple[nn.Modu
     own = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     for part in own.modules():
         if hasattr(part, "set_attn_implementation"):
-            part.set_attn_implementation("eager")
+            part.set_attn_implementation("eager")  # type: ignore[operator]
     length = min(EXAMPLE_LENGTH, deployable.max_length)
     ids = torch.full((1, length), 0 if deployable.pad_id else 1, dtype=torch.int32)
     return own, ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,21 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
+from distilledge.models import text
+from distilledge.models.errors import IntegrityError
 from distilledge.pipeline.divergence import first_tensor, sqnr_db
 from distilledge.pipeline.inputs import PictureRows, probes
 from distilledge.pipeline.recipe import Verify
 from distilledge.pipeline.record import ExportResult, Rung
-from distilledge.pipeline.verify import ladder
+from distilledge.pipeline.verify import ladder, rows_of
 from distilledge.targets import get
-from distilledge.targets.base import Deployable, Exported, Precision
+from distilledge.targets.base import Deployable, Exported, Precision, TextDeployable
 from distilledge.targets.ondevice.preprocess import InputSpec
+from distilledge.targets.ondevice.text import TextSpec
+from distilledge.targets.samples import Samples
 
 SIZE, CLASSES = 24, 5
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -146,3 +152,97 @@ def test_sqnr_and_first_tensor() -> None:
     assert named is not None
     assert named.startswith("y ")
     assert first_tensor({"x": a}, {"x": a}, min_sqnr_db=20) is None
+
+
+# ---- texts
+
+
+def text_network(task: str) -> nn.Module:
+    net = text.from_config(
+        "bert",
+        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+        task=task,
+        classes=2 if task == "question-answering" else CLASSES,
+        vocabulary_size=60,
+        max_length=16,
+        pad_id=0,
+        sep_id=2,
+    )
+    torch.manual_seed(0)
+    for parameter in net.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.2)
+    return net.eval()
+
+
+def write_tokenizer(path: Path) -> str:
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[SEP]": 2, **{f"w{i}": 3 + i for i in range(57)}}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(
+        single="$A [SEP]", pair="$A [SEP] $B:1 [SEP]:1", special_tokens=[("[SEP]", 2)]
+    )
+    made.save(str(path))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def text_samples(task: str) -> Samples:
+    draw = np.random.default_rng(0)
+    words = [[f"w{i}" for i in draw.integers(0, 57, draw.integers(1, 12))] for _ in range(24)]
+    if task == "token-classification":
+        return Samples(tuple({"text": w} for w in words), text=True)
+    if task == "question-answering":
+        return Samples(tuple({"text": " ".join(w[:2]), "context": " ".join(w)} for w in words), text=True)
+    return Samples(tuple({"text": " ".join(w)} for w in words), text=True)
+
+
+def text_result(net: nn.Module, task: str, out: Path, *precisions: Precision) -> ExportResult:
+    sha256 = write_tokenizer(out / "tokenizer.json")
+    spec, target = TextSpec(16, 0, task, tokenizer_sha256=sha256).to_dict(), get("onnx")
+    own = TextDeployable(input_spec=spec, max_length=16, pad_id=0, classes=tuple("abcde"))
+    files = {"fp32": target.export(net, own, out)}
+    for precision in precisions:
+        files[precision], _ = target.compress(files["fp32"], own, out, precision=precision, calibration=[])
+    made = [exported(p, f).model_copy(update={"input_spec": spec, "input_shape": (1, -1)}) for p, f in files.items()]
+    return ExportResult(role="student", runtime="onnx", files=tuple(made))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task", ["text-classification", "multi-label-classification", "token-classification", "question-answering"]
+)
+def test_a_sound_export_of_texts_holds_on_every_rung(tmp_path: Path, task: str) -> None:
+    net = text_network(task)
+    result = text_result(net, task, tmp_path, "w8dyn")
+    rows = rows_of(result, tmp_path, text_samples(task))
+    assert len(rows) == 24 + rows.PROBES
+    rungs = ladder(net, rows, result, tmp_path, Verify(min_agreement_int8=0.5, min_cosine_int8=0.5))
+    assert [r.holds for r in rungs] == [True, True, True], rungs
+    assert rungs[1].max_abs < 1e-4
+    assert rungs[2].max_abs > 0
+
+
+@pytest.mark.slow
+def test_a_mask_that_sees_padding_is_found(tmp_path: Path) -> None:
+    """The file takes another id for padding: with padding its logits change, without they do not."""
+    net = text_network("text-classification")
+    result = text_result(net, "text-classification", tmp_path)
+    fixed = [f.model_copy(update={"input_spec": {**f.input_spec, "buckets": [16]}}) for f in result.files]
+    result = result.model_copy(update={"files": tuple(fixed)})
+    proto = onnx.load(tmp_path / "model.fp32.onnx")
+    equal = next(node for node in proto.graph.node if node.op_type == "Equal")
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(59, np.int32), "other"))
+    equal.input[1] = "other"
+    onnx.save(proto, tmp_path / "model.fp32.onnx")
+    rows = rows_of(result, tmp_path, text_samples("text-classification"))
+    broken = ladder(net, rows, result, tmp_path, Verify())[0]
+    assert (broken.holds, broken.fault_class) == (False, "export op")
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    spec = TextSpec(16, 0, "text-classification", tokenizer_sha256="0" * 64).to_dict()
+    write_tokenizer(tmp_path / "tokenizer.json")
+    one = exported("fp32", tmp_path / "x").model_copy(update={"input_spec": spec})
+    result = ExportResult(role="student", runtime="onnx", files=(one,))
+    with pytest.raises(IntegrityError, match="not the tokenizer"):
+        rows_of(result, tmp_path, text_samples("text-classification"))

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
-Rows = Sequence[npt.NDArray[Any]]
+Rows = Sequence[npt.NDArray[Any]] | npt.NDArray[Any]
 """Pictures uint8 (H, W, 3), also as one array (N, H, W, 3); or texts int32 (L,), padded to a length the file has."""
 
 LENGTH = "length_"

@@ -195,7 +195,8 @@ class Pictures:
 
     def predict(self, session: Session, row: Any) -> Array:
         """Logits (classes,)."""
-        return session.run(preprocess(row, self.spec)[None])[0]
+        logits: Array = session.run(preprocess(row, self.spec)[None])[0]
+        return logits
 
 
 class Texts:
@@ -216,7 +217,7 @@ class Texts:
     def predict(self, session: Session, row: Any) -> Array:
         """Logits (classes,), or of the real tokens (L, K)."""
         ids = self.read(row)
-        logits = session.run([pad(ids, self.spec)])[0]
+        logits: Array = session.run([pad(ids, self.spec)])[0]
         return logits if logits.ndim == 1 else logits[: len(ids)]
 
 
