@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from distilledge.models.errors import RejectedError
 from distilledge.pipeline.disk import disk_errors
 from distilledge.pipeline.record import Sample
-from distilledge.pipeline.training.workers import leave_signals_to_parent, starter
+from distilledge.pipeline.training.workers import follow_parent, starter
 from distilledge.targets.ondevice.preprocess import BadPicture, InputSpec, decode, fit
 
 Uint8Array = npt.NDArray[np.uint8]
@@ -160,7 +160,7 @@ def _fill(directory: Path, source: FromFiles, workers: int) -> None:
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_is,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=follow_parent,
         multiprocessing_context=starter(workers),
     )
     with (directory / "pictures.bin").open("wb") as file:

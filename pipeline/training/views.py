@@ -25,7 +25,7 @@ from distilledge.pipeline.record import Sample
 from distilledge.pipeline.training.counters import IntArray, Purpose, epoch_order, generator, torch_seed
 from distilledge.pipeline.training.loaded import Loaded
 from distilledge.pipeline.training.pictures import FromFiles, Pictures, Uint8Array
-from distilledge.pipeline.training.workers import leave_signals_to_parent, starter
+from distilledge.pipeline.training.workers import follow_parent, starter
 from distilledge.targets.ondevice.preprocess import INTERPOLATIONS, InputSpec, fit
 
 Key = tuple[int, int]
@@ -181,7 +181,7 @@ def view_loader(views: Views, steps: Steps, *, workers: int, pin: bool) -> DataL
         collate_fn=collate,
         pin_memory=pin,
         persistent_workers=workers > 0,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=follow_parent,
         multiprocessing_context=starter(workers),
     )
 
@@ -194,7 +194,7 @@ def fitted_loader(pictures: Pictures, indices: Sequence[int], batch_size: int, *
         sampler=indices,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=follow_parent,
         multiprocessing_context=starter(workers),
     )
 

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
 PRELOAD = ["distilledge.pipeline.training.views"]
 
 
-def leave_signals_to_parent(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group: the parent decides. SIGTERM ends a worker, whatever the parent does."""
+def follow_parent(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group: the parent decides. SIGTERM ends a worker, whatever the parent does.
+
+    So does the parent's death: torch's own watch asks for the process that forked this one, which is the server, and
+    that lives as long as its workers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def starter(workers: int) -> BaseContext | None:
