@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, save
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from distilledge.targets import samples
 from distilledge.targets.base import Exported, Launch, Measurement, Precision
@@ -23,6 +24,7 @@ from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.fairness import drifts, fairness_flags, machine_flags, noisy, other_load, throttled
 from distilledge.targets.measure import BLOCK_SECONDS, Candidate, mark_slow_int8, measure, p50, score
 from distilledge.targets.ondevice.preprocess import InputSpec, preprocess
+from distilledge.targets.ondevice.text import TextSpec
 
 MS = 1_000_000
 SPEC = InputSpec(16, 16)
@@ -319,3 +321,52 @@ def test_score_is_in_the_order_of_the_paths(tmp_path: Path, pictures: list[str])
     expected = np.stack([preprocess(p, SPEC).mean((0, 1)) for p in pictures[::-1]])
     np.testing.assert_allclose(np.load(out / predictions.logits), expected, rtol=1e-4)
     assert [p.name for p in out.iterdir()] == [predictions.logits]
+
+
+# ---- texts
+
+
+def text_candidate(name: str, folder: Path) -> Candidate:
+    """int32 (1, L) -> the sum of the ids, twice and three times; with its tokenizer."""
+    nodes = [
+        helper.make_node("Cast", ["ids"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["f", "one"], ["sum"], keepdims=1),
+        helper.make_node("Mul", ["sum", "factors"], ["logits"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([1]), "one"),
+        numpy_helper.from_array(np.float32([1, 2, 3]), "factors"),
+    ]
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT32, [1, "L"])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3])]
+    graph = helper.make_graph(nodes, "sum", inputs, outputs, constants)
+    model, tokenizer = folder / f"{name}.onnx", folder / "tokenizer.json"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), model)
+    made = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "lost": 2, "card": 3}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(tokenizer))
+    sha256 = [hashlib.sha256(f.read_bytes()).hexdigest() for f in (model, tokenizer)]
+    spec = TextSpec(8, 0, "text-classification", tokenizer_sha256=sha256[1])
+    fields = {"files": (model.name, tokenizer.name), "sha256": tuple(sha256), "input_spec": spec.to_dict()}
+    one = candidate(name, model)
+    return one.model_copy(update={"exported": one.exported.model_copy(update={**fields, "input_shape": (1, -1)})})
+
+
+def test_texts_are_timed_as_they_are_and_at_one_length(tmp_path: Path) -> None:
+    rows = samples.Samples(tuple({"text": text} for text in ("lost", "lost card", "")), text=True)
+    group = [text_candidate(name, tmp_path) for name in ("teacher", "student")]
+    natural = run(LocalDevice(), group, [], inputs=rows)
+    assert [m.length for m in natural] == [None, None]
+    assert all(len(m.launches[0].end_to_end_ns) == 4 for m in natural)
+    fixed = run(LocalDevice(), group, [], inputs=rows, length=6, end_to_end=0)
+    assert [m.length for m in fixed] == [6, 6]
+    assert all(len(m.launches[0].latency_ns) >= 64 and not m.launches[0].end_to_end_ns for m in fixed)
+    ids = samples.timed_arrays(rows, group[0].exported.input_spec, tmp_path, 6)
+    assert ids.tolist() == [[2] * 6, [2, 3] * 3, [0] * 6]
+
+
+def test_texts_are_scored_in_their_order(tmp_path: Path) -> None:
+    rows = samples.Samples(tuple({"text": text} for text in ("lost card", "card", "card card card")), text=True)
+    (tmp_path / "out").mkdir()
+    predictions = score(text_candidate("student", tmp_path), LocalDevice(), inputs=rows, out=tmp_path / "out")
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / predictions.logits)[:, 0], [5, 3, 9])
