@@ -8,8 +8,6 @@ SHELL := bash
 .DELETE_ON_ERROR:
 
 VENV := .venv
-TRAININGS := tests/test_training.py tests/test_training_views.py
-OTHERS := tests $(TRAININGS:%=--ignore=%)
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -26,15 +24,12 @@ test: fast slow board
 
 fast slow board: $(VENV)/.set-up
 
-# Trainings fork loader processes; the converters of the other tests start threads that no fork survives: two processes.
 fast:
-	$(BIN)/python -m pytest -q -m "not slow and not board" $(TRAININGS)
-	$(BIN)/python -m pytest -q -m "not slow and not board" $(OTHERS)
+	$(BIN)/python -m pytest -q -m "not slow and not board"
 
 # pytest exits 5 where no test carries the mark.
 slow board:
-	$(BIN)/python -m pytest -q -m $@ $(TRAININGS) || [ $$? -eq 5 ]
-	$(BIN)/python -m pytest -q -m $@ $(OTHERS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -q -m $@ || [ $$? -eq 5 ]
 
 venv: $(VENV)/.set-up
 

@@ -3,8 +3,9 @@
     python benchmarks/text.py             16, 32, 64 and 128 tokens; one thread
     python benchmarks/text.py --quick     16 and 64 tokens, the small student only
 
-Random weights: latency does not depend on them. All files of a runtime are timed in one interleaved run, the fp32 teacher
-among them. Bar: the int8 file of the student of the teacher's layers is not slower than its fp32 file at 64 tokens.
+Random weights: latency does not depend on them. All files of a runtime are timed in one interleaved run, the fp32
+teacher among them. Bar: the int8 file of the student made of the teacher's layers is not slower than its fp32 file at
+64 tokens.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
     python benchmarks/text_recipes.py --quick                  one recipe on generated tickets under its smoke block
 
 Without ``--encoder`` those recipes fetch it from the hub. Needs DISTILLEDGE_SHARED: the folder with data/.
-Bars (Sanh et al. 2019; Jiao et al. 2020): a ``distil`` student keeps 97 % of the teacher's score with at most 60 % of its
-parameters, a ``tiny`` one 96.8 % with 7.5 times fewer and at a ninth of the latency; int8 is within 0.5 points of fp32.
+Bars (Sanh et al. 2019; Jiao et al. 2020): a ``distil`` student keeps 97 % of the teacher's score with at most 60 % of
+its parameters, a ``tiny`` one 96.8 % with 7.5 times fewer and at a ninth of the latency; int8 is within 0.5 points of
+fp32.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ Role = Literal["teacher", "student", "control"]
 
 
 class Sample(NamedTuple):
-    """One picture or text. ``label`` indexes ``Splits.classes``, -1 for none; 0 where a labelled text has no single one.
+    """One picture or text. ``label`` indexes ``Splits.classes``; -1: none; 0 where a labelled text has no single one.
 
     ``path``: of a picture, relative to ``Splits.root``; of a text, where it was read, such as ``train.csv:17``.
     """
@@ -42,7 +42,7 @@ class TextRow(Value):
 
 
 class Splits(Value):
-    """Result of the data stage. Beside it lie samples.jsonl, audit.json and bad_files.jsonl; of text also texts.jsonl."""
+    """Result of the data stage. Beside it lie samples.jsonl, audit.json, bad_files.jsonl; of text also texts.jsonl."""
 
     root: str
     """Where sample paths start: absolute, or ``.`` for the stage's own directory (generated and unpacked sets)."""

@@ -242,7 +242,7 @@ def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget, *, 
         "student": tuple(dict.fromkeys(("fp32", *target.precisions))),
         "control": ("fp32",),
     }[trained.name]
-    inputs = {
+    inputs: dict[str, Any] = {
         "checkpoint": trained.fingerprint,
         "data": data.fingerprint,
         "runtime": target.runtime,

@@ -66,7 +66,7 @@ def resolve_precision(settings: Training) -> str:
 def has_bf16(settings: Training) -> bool:
     """Whether bf16 arithmetic is native to where the training runs."""
     if settings.device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capability = torch.cpu.get_capabilities()
     return bool(capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16"))
 

@@ -25,7 +25,8 @@ class Batch(NamedTuple):
     """The teacher's logits (N, C), where it was asked beforehand."""
 
     def part(self, rows: slice) -> Batch:
-        return Batch(*(None if tensor is None else tensor[rows] for tensor in self))
+        theirs, answers = (None if tensor is None else tensor[rows] for tensor in self[2:])
+        return Batch(self.inputs[rows], self.targets[rows], theirs, answers)
 
 
 def mix(batch: Batch, augment: Augment, random: np.random.Generator) -> Batch:

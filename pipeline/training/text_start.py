@@ -109,7 +109,6 @@ def new_network(
     if part.model == "teacher":
         assert parent is not None
         return text.student_of(loaded(parent), part.text.layers, vocabulary=trimmed, unknown_id=special.unknown)
-    ids = {"pad_id": special.pad, "sep_id": special.separator}
     length = part.text.max_length
     if part.weights == "none":
         net = text.from_config(
@@ -120,7 +119,8 @@ def new_network(
             vocabulary_size=size,
             max_length=length,
             pooling=pooling,
-            **ids,
+            pad_id=special.pad,
+            sep_id=special.separator,
         )
         net = net if trimmed is None else text.trim(net, trimmed, special.unknown)
         if parent is not None and part.text.tokenizer == "teacher":
@@ -133,7 +133,8 @@ def new_network(
         max_length=length,
         pooling=pooling,
         trust_pickle=part.trust_pickle,
-        **ids,
+        pad_id=special.pad,
+        sep_id=special.separator,
     )
     log.info(note)
     if size > net.architecture["config"]["vocab_size"]:

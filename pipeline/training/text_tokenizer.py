@@ -62,7 +62,7 @@ def size(tokenizer_json: str) -> int:
     """Ids lie below this."""
     from tokenizers import Tokenizer
 
-    return max(Tokenizer.from_str(tokenizer_json).get_vocab().values()) + 1
+    return int(max(Tokenizer.from_str(tokenizer_json).get_vocab().values())) + 1
 
 
 def of_model(model: str, weights: str) -> str:
