@@ -128,22 +128,22 @@ def test_every_task(task: str, runtime: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", targets.TARGETS)
 def test_every_precision(runtime: str, tmp_path: Path) -> None:
-    net, target = tiny(vocab_size=WORDS), targets.get(runtime)
-    made, rows = deployable(target), texts(60, seed=2)
+    net, target = learned(outlier=1.0), targets.get(runtime)
+    made, rows = deployable(target), list(learning_set().numpy())[:60]
     spec = TextSpec.from_dict(made.input_spec)
     fp32 = target.export(net, made, tmp_path)
     expected = np.stack([reference(net, ids) for ids in rows])
     for precision in ("fp16", "w8dyn", "w8a8"):
         path, words = target.compress(
-            fp32, made, tmp_path, precision=precision, calibration=[ids[None] for ids in texts(24, seed=3)]
+            fp32, made, tmp_path, precision=precision, calibration=[ids[None] for ids in rows[:24]]
         )
         target.embed_metadata(path, {"k": "v"})
         assert words
         assert target.read_metadata(path) == {"k": "v"}
         check_model_file(path)
         got = np.stack(run(path, runtime, rows, spec, precision))
-        assert metrics.cosine(expected, got) >= (0.999 if precision == "fp16" else 0.97), precision
-        assert metrics.agreement(expected, got) >= (0.98 if precision == "fp16" else 0.85), precision
+        assert metrics.cosine(expected, got) >= (0.999 if precision == "fp16" else 0.95), precision
+        assert metrics.agreement(expected, got) >= (0.98 if precision == "fp16" else 0.9), precision
         weights = path.with_suffix(".bin") if path.suffix == ".xml" else path
         assert weights.stat().st_size > 1000
 
