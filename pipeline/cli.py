@@ -1,4 +1,4 @@
-"""The command line: each command parses, calls one function and prints. The only file that prints or exits.
+"""The command line: each command parses, calls one function and prints. Prints and exits, with ``cli_lists.py``.
 
 Heavy imports stand inside commands; importing this module imports no torch.
 """
@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from distilledge.models.errors import DistilledgeError
+from distilledge.pipeline.cli_lists import DEMOS, Json, doctor, known_task, models, table
 
 app = typer.Typer(
     name="distilledge",
@@ -32,13 +33,9 @@ app = typer.Typer(
 WORK = Path("distilledge-work")
 RecipePath = Annotated[Path, typer.Argument(help="Recipe (.yaml), or the name of one that comes with distilledge.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field of the recipe.")]
-PIPED_WIDTH = 200
-"""Columns of a table that no terminal shows."""
-
 NO_OVERRIDES: list[str] = []
 Work = Annotated[Path, typer.Option("--work", help="Where the store and the runs lie.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="The recipe shrunk by its own `smoke` block.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -55,10 +52,8 @@ def main_options(
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("distilledge").setLevel(level)
-
-
-DEMOS = {"image": ("demo", "PICTURES"), "text": ("demo-text", "TEXTS.csv")}
-"""Task -> its recipe, and what the next command is given."""
+    # a note of torch's to its own developers, about a package that transformers imports
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 @app.command()
@@ -70,8 +65,7 @@ def demo(
     set_: Overrides = NO_OVERRIDES,
 ) -> None:
     """Run the whole chain on a generated set: surface inspection, or maintenance tickets (both synthetic)."""
-    if task not in DEMOS:
-        raise typer.BadParameter(f"choose from {', '.join(DEMOS)}", param_hint="--task")
+    known_task(task)
     recipe, data = DEMOS[task]
     _run(recipe, set_, work, smoke, "report", as_json)
     if not as_json:
@@ -100,7 +94,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps([row._asdict() for row in rows]))
         return
-    _table(
+    table(
         ("stage", "", "reason", "estimate"),
         [(r.stage, "cached" if r.cached else "run", r.reason, "" if r.cached else _duration(r.seconds)) for r in rows],
     )
@@ -164,38 +158,8 @@ for _verb, (_until, _help) in STAGE_VERBS.items():
     app.command(_verb, help=f"{_help} Earlier stages are run or found first.")(_stage_command(_until))
 
 
-@app.command()
-def models(as_json: Json = False) -> None:
-    """List teachers and students: parameters, MACs, licence of the weights, int8-friendliness."""
-    from distilledge.models.vision import catalogue
-
-    cards = catalogue()
-    if as_json:
-        typer.echo(json.dumps([card.model_dump() for card in cards]))
-        return
-    _table(
-        ("model", "role", "parameters", "MACs", "px", "weights' licence", "int8"),
-        [
-            (c.name, c.role, f"{c.parameters / 1e6:.2f} M", f"{c.macs / 1e9:.2f} G", str(c.size), c.license, c.int8)
-            for c in cards
-        ],
-    )
-
-
-@app.command()
-def doctor(
-    deep: Annotated[bool, typer.Option(help="Also run a tiny model in each runtime.")] = False, as_json: Json = False
-) -> None:
-    """Check packages, runtimes, CPU, GPU, disk and telemetry."""
-    from distilledge.pipeline.doctor import examine
-
-    report = examine(deep=deep)
-    if as_json:
-        typer.echo(report.model_dump_json())
-    else:
-        _table(("", "what", "found", "hint"), [(r.state, r.name, r.detail, r.hint) for r in report.rows()])
-    if any(r.state == "fail" for r in report.rows()):
-        raise typer.Exit(4)
+app.command()(models)
+app.command()(doctor)
 
 
 @app.command()
@@ -260,17 +224,6 @@ def _show(directory: Path, until: str, as_json: bool, failure: DistilledgeError 
         typer.echo(f"done: {os.path.relpath(directory / 'run.json')}")
     if failure:
         raise failure
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*head, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    width = None if sys.stdout.isatty() else PIPED_WIDTH
-    Console(width=width).print(table)
 
 
 def _duration(seconds: float | None) -> str:

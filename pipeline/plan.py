@@ -48,6 +48,8 @@ def _row(recipe: Recipe, store: Store, step: Step, before: dict[str, Any] | None
 
 
 def _estimate(recipe: Recipe, step: Step) -> float | None:
+    if recipe.is_text and step.kind in ("pretrain", "teacher", "student", "control"):
+        return None  # what a hub name or a teacher's layers weigh is not known before they are there
     if step.kind in ("teacher", "student", "control"):
         model = recipe.teacher if step.kind == "teacher" else recipe.student
         return _training_seconds(model.model, model.input.size, model.training, _pictures(recipe))

@@ -21,6 +21,7 @@ from distilledge.models.text import TextNet
 from distilledge.pipeline.recipe import LossTerm
 from distilledge.pipeline.record import Checkpoint, Sample, TextRow, read_texts
 from distilledge.pipeline.training import text_tokenizer
+from distilledge.pipeline.training.counters import ADAPTERS, PROJECTIONS, weights_drawn
 from distilledge.pipeline.training.environment import prepare_accelerator, resolve_precision
 from distilledge.pipeline.training.objective import Guide, Objective, balanced_weights
 from distilledge.pipeline.training.stage import Made, Stage, Taught, run_stage
@@ -58,24 +59,24 @@ def train_student(
     ``language``: the teacher's language model, which finds words for ``distill.augment_text``.
     """
     started = start(stage, stage.recipe.task, parent=parent, pretrained=pretrained)
-    made = describe(started)
+    student, made = adapted(stage, started)
     pairs = read_texts(stage.data_dir, "train")
     if taught_by is None:
         feed = make_feed(stage, started, pairs)
         loss = DistillationLoss(
             label_smoothing=stage.settings.label_smoothing, class_weights=class_weights(stage, feed.labels)
         )
-        objective = Objective(started.net, nn.Identity(), loss, task=stage.recipe.task, tap=NoTap())
+        objective = Objective(student, nn.Identity(), loss, task=stage.recipe.task, tap=NoTap())
         return run_stage(stage, objective, feed, made)
     pairs += read_texts(stage.data_dir, "unlabelled")
     changed = changes(stage, started, len(pairs), taught_by, language)
     feed = make_feed(stage, started, pairs, taught_by, changed)
     teacher = loaded(taught_by).eval()
     refuse_larger(started.net, taught_by[0])
-    guided = taught(stage, started.net, teacher, stage.recipe.distill.losses, class_weights(stage, feed.labels))
+    guided = taught(stage, student, teacher, stage.recipe.distill.losses, class_weights(stage, feed.labels))
     if asked_once(stage, guided.loss, changed):
         feed = replace(feed, answers=asked(stage, teacher, feed))
-        guided = Objective(started.net, nn.Identity(), guided.loss, task=stage.recipe.task, tap=NoTap())
+        guided = Objective(student, nn.Identity(), guided.loss, task=stage.recipe.task, tap=NoTap())
     return run_stage(stage, guided, feed, made)
 
 
@@ -97,7 +98,7 @@ def refuse_larger(student: TextNet, teacher: Checkpoint) -> None:
     parameters = sum(p.numel() for p in student.parameters())
     if parameters > teacher.parameters:
         raise UsageError(
-            "E2627",
+            "E2628",
             f"the student is larger than its teacher ({parameters:,} parameters against {teacher.parameters:,})",
             "choose a smaller student.model, or fewer text.layers",
         )
@@ -115,13 +116,15 @@ def taught(
 ) -> Objective:
     """The objective of a student with its teacher. ``columns``: of the teacher's logits that the student has too."""
     terms = [Term(t.name, t.weight, t.arguments) for t in losses]
-    loss = DistillationLoss(
-        terms,
-        hard_weight=stage.recipe.distill.hard_weight if hard_weight is None else hard_weight,
-        label_smoothing=stage.settings.label_smoothing,
-        class_weights=weights,
-        pairs=match_layers(student, teacher) if any(looks_inside(term) for term in terms) else (),
-    )
+    pairs = match_layers(student, teacher) if any(looks_inside(term) for term in terms) else ()
+    with weights_drawn(stage.recipe.seed, PROJECTIONS):
+        loss = DistillationLoss(
+            terms,
+            hard_weight=stage.recipe.distill.hard_weight if hard_weight is None else hard_weight,
+            label_smoothing=stage.settings.label_smoothing,
+            class_weights=weights,
+            pairs=pairs,
+        )
     precision = resolve_precision(stage.recipe.teacher.training)
     guide = Guide(teacher, nn.Identity(), text_tap(teacher, loss, "teacher"), precision=precision, columns=columns)
     task = student.task if stage.pretraining else stage.recipe.task
@@ -148,7 +151,7 @@ class NoTap:
 # --- adapters, feeds, descriptions ------------------------------------------------------------------------------------
 
 
-def adapted(stage: Stage, started: Start) -> tuple[nn.Module, Made]:
+def adapted(stage: Stage, started: Start) -> tuple[TextNet, Made]:
     """The network as it is trained: with adapters where the recipe asks for them, merged when it is saved."""
     made, settings = describe(started), stage.part.text.lora
     if settings is None:
@@ -156,7 +159,8 @@ def adapted(stage: Stage, started: Start) -> tuple[nn.Module, Made]:
     from distilledge.models import text_lora
 
     profile = text.profile(started.net, started.spec.max_length)
-    model = text_lora.add(started.net, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout)
+    with weights_drawn(stage.recipe.seed, ADAPTERS):
+        model = text_lora.add(started.net, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout)
 
     def finished(state: dict[str, Tensor]) -> dict[str, Tensor]:
         model.load_state_dict(state)
@@ -213,11 +217,11 @@ def changes(stage: Stage, started: Start, count: int, taught_by: Taught, languag
     settings = stage.recipe.distill.augment_text
     if settings is None:
         return None
-    if started.special.mask is None or taught_by[0].input_spec["tokenizer_sha256"] != started.spec.tokenizer_sha256:
+    if started.special.mask is None or not cut_alike(started, taught_by):
         raise UsageError(
             "E2626",
-            "distill.augment_text needs a mask token, and one tokenizer for teacher and student",
-            "set student.text.tokenizer: teacher",
+            "distill.augment_text needs a mask token, and one tokenizer and max_length for teacher and student",
+            "set student.text.tokenizer: teacher, and the same text.max_length for both",
         )
     return Changed(settings, started.special, count, stage.recipe.seed, loaded(language).eval() if language else None)
 
@@ -234,21 +238,30 @@ def repeated(texts: Texts, copies: int) -> Texts:
     )
 
 
+def cut_alike(started: Start, taught_by: Taught) -> bool:
+    """Whether the teacher's tokens are the student's."""
+    theirs = TextSpec.from_dict(taught_by[0].input_spec)
+    own = started.spec
+    return (theirs.tokenizer_sha256, theirs.max_length) == (own.tokenizer_sha256, own.max_length)
+
+
 def guide_ids(
     stage: Stage, started: Start, pairs: Pairs, taught_by: Taught | None
 ) -> tuple[list[Int32Array] | None, int]:
     """The texts by the teacher's tokenizer, where that is another; and its padding."""
     if taught_by is None:
         return None, 0
-    spec = TextSpec.from_dict(taught_by[0].input_spec)
-    if spec.tokenizer_sha256 == started.spec.tokenizer_sha256 and spec.max_length == started.spec.max_length:
+    if cut_alike(started, taught_by):
         return None, 0
-    if stage.recipe.task in ("token-classification", "question-answering"):
+    inside = [term.name for term in stage.recipe.distill.losses if looks_inside(Term(term.name, term.weight))]
+    by_token = stage.recipe.task in ("token-classification", "question-answering")
+    if by_token or inside:
         raise UsageError(
             "E2623",
-            f"{stage.recipe.task}: teacher and student must cut texts into the same tokens",
+            f"{stage.recipe.task if by_token else inside[0]}: teacher and student must cut texts into the same tokens",
             "set student.text.tokenizer: teacher, and the same text.max_length for both",
         )
+    spec = TextSpec.from_dict(taught_by[0].input_spec)
     encoder = TextEncoder(taught_by[1] / text_tokenizer.FILE, spec)
     made = encode(pairs, encoder, stage.recipe.task, len(stage.splits.classes))
     return made.ids, spec.pad_id
