@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
 }
 TASKS = ("text-classification", "multi-label-classification", "token-classification", "question-answering")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads of small networks wait for each other: minutes on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def tiny(kind: str = "bert", task: str = "text-classification", **fields: Any) -> text.TextNet:
