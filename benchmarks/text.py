@@ -35,7 +35,7 @@ from distilledge.targets.saturation import saturates
 LENGTHS, QUICK_LENGTHS = (16, 32, 64, 128), (16, 64)
 MAX_RATIO = 1.0
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "litert-torch")
-INT8: dict[str, Precision] = {"onnx": "w8dyn", "openvino": "w8a8", "tflite": "w8dyn"}
+INT8: dict[str, Precision] = {"onnx": "w8dyn", "openvino": "w8dyn", "tflite": "w8dyn"}
 """The int8 recipe that the shipped recipes use in each runtime."""
 NETWORKS = {
     "teacher 6x384": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},

@@ -247,12 +247,18 @@ def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget, *, 
         "data": data.fingerprint,
         "runtime": target.runtime,
         "precisions": list(precisions),
-        "packages": package_versions(RUNTIME_PACKAGES[target.runtime]),
+        "packages": package_versions(export_packages(recipe, target.runtime)),
     }
     if saturates and target.runtime in SATURATING and not {"w8dyn", "w8a8"}.isdisjoint(precisions):
         inputs["saturates"] = True  # the int8 files are others on such a CPU
     name = f"export-{trained.name}-{target.runtime}"
     return _step(name, "export", inputs, role=trained.role, runtime=target.runtime, optional=target.optional)
+
+
+def export_packages(recipe: Recipe, runtime: str) -> tuple[str, ...]:
+    """What makes the files; of texts, OpenVINO reads an ONNX graph."""
+    own = RUNTIME_PACKAGES[runtime]
+    return (*own, "onnx", "onnxscript") if recipe.is_text and runtime == "openvino" else own
 
 
 def _downstream(recipe: Recipe, data: Step, exports: list[Step], part: str) -> dict[str, Any]:

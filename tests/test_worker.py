@@ -309,7 +309,7 @@ def test_worker_runs_from_a_pushed_folder(tmp_path: Path) -> None:
     """Five files and nothing of ours around them; files named like standard modules do no harm."""
     source, folder = Path(ondevice.__path__[0]), tmp_path / "pushed"
     folder.mkdir()
-    for name in ("worker.py", "session.py", "preprocess.py", "text.py", "facts.py"):
+    for name in ("worker.py", "session.py", "preprocess.py", "text.py", "facts.py", "files.py"):
         shutil.copy(source / name, folder)
     (folder / "inspect.py").write_text("raise RuntimeError('not this one')\n")
     model = tiny_onnx(tmp_path / "model.onnx")

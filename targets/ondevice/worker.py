@@ -1,7 +1,7 @@
 """The program that runs on a device: it loads one model and times or scores it on request.
 
-``python worker.py [--silence SECONDS] [--memory BYTES]``, from a folder that holds this file, ``session.py``,
-``preprocess.py``, ``text.py`` and ``facts.py``; needs numpy, Pillow and one runtime, and for texts tokenizers.
+``python worker.py [--silence SECONDS] [--memory BYTES]``, from a folder that holds this file and those beside it;
+needs numpy, Pillow and one runtime, and for texts tokenizers.
 
 Requests name pictures by ``files`` and ``spec``; texts by ``texts`` (a file of JSON lines), ``spec`` and, where only
 some of them are meant, ``start`` and ``count``.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import json
 import os
 import queue
@@ -35,11 +34,18 @@ import numpy as np
 
 if __package__:
     from distilledge.targets.ondevice import facts
+    from distilledge.targets.ondevice.files import IntegrityMismatch, check_integrity, timed, write_array
     from distilledge.targets.ondevice.preprocess import BadPicture, InputSpec, preprocess
     from distilledge.targets.ondevice.session import Session, import_runtime, open_session, stack
     from distilledge.targets.ondevice.text import BadText, TextEncoder, TextSpec, WrongTokenizer, pad, read_rows
 else:
     import facts  # type: ignore[import-not-found,no-redef]
+    from files import (  # type: ignore[import-not-found,no-redef]
+        IntegrityMismatch,
+        check_integrity,
+        timed,
+        write_array,
+    )
     from preprocess import BadPicture, InputSpec, preprocess  # type: ignore[import-not-found,no-redef]
     from session import Session, import_runtime, open_session, stack  # type: ignore[import-not-found,no-redef]
     from text import (  # type: ignore[import-not-found,no-redef]
@@ -56,10 +62,6 @@ Array = np.ndarray[Any, Any]
 GRACE_SECONDS = 2.0
 """After the end of stdin, a request in progress gets so long before the process ends."""
 PROGRESS_SECONDS = 1.0
-
-
-class IntegrityMismatch(Exception):  # noqa: N818
-    """A model file is not the one that was asked for."""
 
 
 class Worker:
@@ -219,36 +221,6 @@ class Texts:
         ids = self.read(row)
         logits: Array = session.run([pad(ids, self.spec)])[0]
         return logits if logits.ndim == 1 else logits[: len(ids)]
-
-
-def timed(calls: Iterator[Callable[[], object]]) -> list[int]:
-    """Nanoseconds of each call."""
-    latency_ns: list[int] = []
-    now, append = time.perf_counter_ns, latency_ns.append
-    for call in calls:
-        start = now()
-        call()
-        append(now() - start)
-    return latency_ns
-
-
-def check_integrity(files: list[str], sha256: list[str]) -> None:
-    """Raise ``IntegrityMismatch`` unless every file has its hash: runtimes load a flipped bit without a word."""
-    for path, expected in zip(files, sha256, strict=True):
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
-            raise IntegrityMismatch(f"{path}: expected sha256 {expected}, got {found}")
-
-
-def write_array(path: str, array: Array) -> None:
-    """A .npy that is complete or absent."""
-    partial = f"{path}.tmp-{os.getpid()}"
-    with open(partial, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def answer(worker: Worker, request: Message) -> Message:
