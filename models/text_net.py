@@ -20,14 +20,18 @@ PER_TOKEN = ("token-classification", "question-answering")
 
 
 class RealTokens(nn.Module):
-    """Ids (N, L) -> bool (N, L), False at padding. A module, so that a tap can listen to it."""
+    """Ids (N, L) -> bool (N, L), False at padding. A module, so that a tap can listen to it.
+
+    The first token is real whatever it is: a text without tokens is one pad, and more padding must change nothing.
+    """
 
     def __init__(self, pad_id: int) -> None:
         super().__init__()
         self.pad_id = pad_id
 
     def forward(self, ids: Tensor) -> Tensor:
-        return ids != self.pad_id
+        places = torch.arange(ids.shape[1], device=ids.device)
+        return (ids != self.pad_id) | (places == 0)
 
 
 class TextNet(nn.Module):

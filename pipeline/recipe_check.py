@@ -94,11 +94,13 @@ def _splits(recipe: Recipe) -> Found:
 def _losses(recipe: Recipe) -> Found:
     from distilledge.models.losses import check_arguments
 
-    for number, term in enumerate(recipe.distill.losses):
-        try:
-            check_arguments(term.name, term.arguments)
-        except UsageError as error:
-            yield f"distill.losses.{number}: {error.what}", error.hint
+    before = recipe.student.pretraining.losses if recipe.student.pretraining else ()
+    for place, terms in (("distill", recipe.distill.losses), ("student.pretraining", before)):
+        for number, term in enumerate(terms):
+            try:
+                check_arguments(term.name, term.arguments)
+            except UsageError as error:
+                yield f"{place}.losses.{number}: {error.what}", error.hint
     if recipe.distill.hard_weight == 0 and not any(term.weight for term in recipe.distill.losses):
         yield "distill has no loss with a weight above 0", "set distill.hard_weight or a loss's weight"
 
@@ -124,8 +126,12 @@ def _input(spec: Input) -> Found:
 
 
 def _trainings(recipe: Recipe) -> Found:
-    for role, training in (("teacher", recipe.teacher.training), ("student", recipe.student.training)):
-        yield from ((f"{role}.training.{what}", fix) for what, fix in _training(training))
+    for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
+        yield from ((f"{role}.training.{what}", fix) for what, fix in _training(part.training))
+        if part.pretraining is not None:
+            yield from (
+                (f"{role}.pretraining.training.{what}", fix) for what, fix in _training(part.pretraining.training)
+            )
 
 
 def _training(training: Training) -> Found:
@@ -168,6 +174,9 @@ def _task(recipe: Recipe) -> Found:
             yield f"{role}.text.buckets are longer than max_length {part.text.max_length}", "raise max_length"
     if recipe.teacher.model == "teacher" or (recipe.student.model == "teacher" and not recipe.is_text):
         yield "model: teacher is for students of text tasks", "name a model"
+    if recipe.student.pretraining and recipe.student.pretraining.losses and not recipe.teacher.pretraining:
+        what = "student.pretraining.losses compare with the teacher's language model, which the recipe does not train"
+        yield what, "set teacher.pretraining, or leave the losses out"
     if recipe.distill.augment_text is not None and not recipe.is_text:
         yield "distill.augment_text is of text tasks", "leave it out"
 

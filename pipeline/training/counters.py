@@ -5,10 +5,13 @@ That is what makes a killed and resumed training bit-identical, and the number o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 IntArray = npt.NDArray[np.int64]
 
@@ -32,6 +35,18 @@ def torch_seed(purpose: Purpose, seed: int, *counters: int) -> int:
     """A seed for torch, in 0..2**63 - 1."""
     word = np.random.SeedSequence((int(purpose), seed, *counters)).generate_state(1, np.uint64)[0]
     return int(word) >> 1
+
+
+ADAPTERS, PROJECTIONS = 1, 2
+"""Parts of a training that start at random, beside the network (0)."""
+
+
+@contextmanager
+def weights_drawn(seed: int, part: int = 0) -> Iterator[None]:
+    """Torch's draws inside depend on the arguments alone, those after it not on it. Parts draw different numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(Purpose.WEIGHTS, seed, *((part,) if part else ())))
+        yield
 
 
 def epoch_order(labels: IntArray, seed: int, epoch: int, *, balanced: bool) -> IntArray:

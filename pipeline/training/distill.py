@@ -13,6 +13,7 @@ from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import Checkpoint, Splits, read_samples
 from distilledge.pipeline.training import many
+from distilledge.pipeline.training.counters import PROJECTIONS, weights_drawn
 from distilledge.pipeline.training.environment import resolve_precision
 from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.objective import Guide, Objective, feature_tap
@@ -98,10 +99,12 @@ def _taught(
 def _loss(stage: Stage, weights: list[float] | None, student: nn.Module, teacher: nn.Module) -> DistillationLoss:
     terms = [Term(t.name, t.weight, t.arguments) for t in stage.recipe.distill.losses]
     features = any(t.name in LOSSES and LOSSES[t.name].needs == "features" for t in terms)
-    return DistillationLoss(
-        terms,
-        hard_weight=stage.recipe.distill.hard_weight,
-        label_smoothing=stage.settings.label_smoothing,
-        class_weights=weights,
-        pairs=match_stages(student, teacher) if features else (),
-    )
+    pairs = match_stages(student, teacher) if features else ()
+    with weights_drawn(stage.recipe.seed, PROJECTIONS):
+        return DistillationLoss(
+            terms,
+            hard_weight=stage.recipe.distill.hard_weight,
+            label_smoothing=stage.settings.label_smoothing,
+            class_weights=weights,
+            pairs=pairs,
+        )

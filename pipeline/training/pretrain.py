@@ -22,7 +22,7 @@ from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.language_feed import LanguageFeed, hold_out
 from distilledge.pipeline.training.objective import Objective
 from distilledge.pipeline.training.stage import Stage, Taught, run_stage
-from distilledge.pipeline.training.text_stage import NoTap, describe, taught
+from distilledge.pipeline.training.text_stage import NoTap, cut_alike, describe, taught
 from distilledge.pipeline.training.text_start import Start, loaded, start, strings
 
 
@@ -93,6 +93,12 @@ def _objective(stage: Stage, started: Start, taught_by: Taught | None) -> Object
             "E2624",
             f"student.pretraining: the teacher's language model is for {teacher.task}, the student's for {net.task}",
             "set the same `pretraining.objective` for both",
+        )
+    if not cut_alike(started, taught_by):
+        raise UsageError(
+            "E2623",
+            "student.pretraining: teacher and student must cut texts into the same tokens",
+            "set student.text.tokenizer: teacher, and the same text.max_length for both",
         )
     return taught(stage, net, teacher, losses, None, hard_weight=1.0, columns=_columns(net, teacher))
 

@@ -62,7 +62,9 @@ class Changed:
 
     @torch.no_grad()
     def _predicted(self, language: TextNet, ids: Tensor, where: Tensor, draws: np.random.Generator) -> Tensor:
-        best = language.language_model(ids, where).topk(CANDIDATES, dim=1)
+        logits = language.language_model(ids, where)
+        logits[:, list({self.special.pad, *self.special.others})] = -torch.inf  # words only
+        best = logits.topk(CANDIDATES, dim=1)
         weights = best.values.double().softmax(1).cumsum(1).numpy()
         picks = (weights < draws.random(len(weights))[:, None]).sum(1).clip(max=CANDIDATES - 1)
         return best.indices[torch.arange(len(picks)), torch.from_numpy(picks)]

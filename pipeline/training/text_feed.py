@@ -85,19 +85,22 @@ def _tags(sample: Sample, row: TextRow, encoded: Encoded, _classes: int) -> IntA
 
 
 def _ends(sample: Sample, row: TextRow, encoded: Encoded, _classes: int) -> IntArray:
-    """First and last token of the first answer; of the text where it has none; -1 where it was cut."""
+    """First and last token of the first answer; of the text where it has none; -1 where it was cut.
+
+    The end of an answer may have no token: a blank, or what the tokenizer drops.
+    """
     if sample.label < 0:
         return np.array([-1, -1], np.int64)
     if not row.answers:
         return np.array([0, 0], np.int64)
     start = row.answers[0][0]
-    end = start + len(row.answers[0][1])
+    end = start + len(row.answers[0][1].rstrip())
     covered = [
         place
         for place, (inside, (low, high)) in enumerate(zip(encoded.in_context, encoded.offsets, strict=True))
         if inside and low < end and high > start
     ]
-    whole = covered and encoded.offsets[covered[-1]][1] >= end
+    whole = covered and (not encoded.cut or encoded.offsets[covered[-1]][1] >= end)
     return np.array([covered[0], covered[-1]] if whole else [-1, -1], np.int64)
 
 

@@ -8,16 +8,15 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import torch
-
 from distilledge.models import text
 from distilledge.models.errors import RejectedError, UsageError
 from distilledge.models.text import TextNet
+from distilledge.models.text_build import check_length
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.record import TextRow, read_texts
 from distilledge.pipeline.training import text_tokenizer
-from distilledge.pipeline.training.counters import Purpose, torch_seed
+from distilledge.pipeline.training.counters import weights_drawn
 from distilledge.pipeline.training.stage import Stage, Taught
 from distilledge.pipeline.training.text_tokenizer import Special
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec
@@ -43,19 +42,19 @@ def start(stage: Stage, task: str, *, parent: Taught | None, pretrained: Taught 
     made = tokenizer_of(stage, parent, pretrained)
     path = stage.out / text_tokenizer.FILE
     path.write_text(made, encoding="utf-8")
-    special = text_tokenizer.special(made)
+    special, longest = text_tokenizer.special(made), stage.part.text.max_length
     spec = TextSpec(
-        max_length=stage.part.text.max_length,
+        max_length=longest,
         pad_id=special.pad,
         task=stage.recipe.task,
         tokenizer_sha256=hashlib.sha256(made.encode()).hexdigest(),
-        buckets=stage.part.text.buckets or buckets(stage.part.text.max_length),
+        buckets=tuple(sorted({*stage.part.text.buckets, longest})) if stage.part.text.buckets else buckets(longest),
     )
     encoder = TextEncoder(path, spec)
-    before = torch.get_rng_state()
-    torch.manual_seed(torch_seed(Purpose.WEIGHTS, stage.recipe.seed))
-    net = new_network(stage, task, encoder, special, text_tokenizer.size(made), parent=parent, pretrained=pretrained)
-    torch.set_rng_state(before)
+    size = text_tokenizer.size(made)
+    with weights_drawn(stage.recipe.seed):
+        net = new_network(stage, task, encoder, special, size, parent=parent, pretrained=pretrained)
+    check_length(net.architecture["config"], longest)
     return Start(net, encoder, special)
 
 
@@ -108,7 +107,8 @@ def new_network(
     trimmed = kept_rows(stage, encoder, special) if _shares_tokenizer(stage) and part.text.vocabulary else None
     if part.model == "teacher":
         assert parent is not None
-        return text.student_of(loaded(parent), part.text.layers, vocabulary=trimmed, unknown_id=special.unknown)
+        net = text.student_of(loaded(parent), part.text.layers, vocabulary=trimmed, unknown_id=special.unknown)
+        return net if net.task == task else text.with_task(net, task, classes, pooling=pooling)
     length = part.text.max_length
     if part.weights == "none":
         net = text.from_config(

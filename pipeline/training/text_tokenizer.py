@@ -72,16 +72,33 @@ def of_model(model: str, weights: str) -> str:
     place = model if weights in ("hub", "none") else expand(weights)
     direct = Path(expand(place)) / FILE
     if direct.is_file():
-        return cleaned(direct.read_text(encoding="utf-8"))
+        return read(direct)
     try:
         found: Any = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
+        backend = found.backend_tokenizer
+        if len(backend.get_vocab()) <= len(backend.get_added_tokens_decoder()) + 1:
+            raise ValueError("it has no vocabulary")  # transformers makes an empty one where there is no file
+    except (OSError, ValueError, AttributeError) as error:
         raise RejectedError(
             "E3622",
             f"no tokenizer for {shown(place)}: {str(error).strip().splitlines()[0]}",
             "set `text.tokenizer` to a tokenizer.json, a vocab.txt, or `train`",
         ) from error
-    return cleaned(found.backend_tokenizer.to_str())
+    return cleaned(backend.to_str())
+
+
+def read(path: Path) -> str:
+    """A tokenizer.json. Raises ``RejectedError`` where it is none."""
+    from tokenizers import Tokenizer
+
+    try:
+        found = path.read_text(encoding="utf-8")
+        Tokenizer.from_str(found)
+    except Exception as error:  # the boundary of tokenizers, which raises plain Exception
+        raise RejectedError(
+            "E3625", f"not a tokenizer: {shown(path)}: {error}", "set `text.tokenizer` to a tokenizer.json"
+        ) from error
+    return cleaned(found)
 
 
 def of_file(path: str) -> str:
@@ -90,8 +107,8 @@ def of_file(path: str) -> str:
     if not place.is_file():
         raise RejectedError("E3623", f"tokenizer file not found: {shown(place)}", "edit `text.tokenizer`")
     if place.suffix != ".txt":
-        return cleaned(place.read_text(encoding="utf-8"))
-    words = place.read_text(encoding="utf-8").splitlines()
+        return read(place)
+    words = place.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
     return _bert({word: number for number, word in enumerate(words)})
 
 
