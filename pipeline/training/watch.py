@@ -66,7 +66,8 @@ def non_finite(stage: str, position: Position, names: list[str], partial: Path) 
     where = {"epoch": position.epoch + 1, "step": position.step + 1}
     path = partial / "bad_batch.json"
     atomic_write(path, json.dumps({**where, "pictures": names}, indent=1))
-    key = "teacher" if stage == "teacher" else "student"
+    role = stage.removeprefix("pretrain-")
+    key = ("teacher" if role == "teacher" else "student") + (".pretraining" if role != stage else "")
     return RejectedError(
         "E3605",
         f"{stage}: the loss or its gradient is not finite at epoch {where['epoch']}, step {where['step']}: "
