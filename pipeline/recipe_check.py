@@ -181,6 +181,19 @@ def _task(recipe: Recipe) -> Found:
         yield "distill.augment_text is of text tasks", "leave it out"
 
 
+def _texts(recipe: Recipe) -> Found:
+    """Settings of texts that would say nothing."""
+    if not recipe.is_text:
+        return
+    if recipe.teacher.text.tokenizer == "teacher":
+        yield "teacher.text.tokenizer: teacher is for students", "set it to model, train or a path"
+    for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
+        if part.text.config and (part.model == "teacher" or part.weights != "none"):
+            yield f"{role}.text.config is of models built from scratch", "leave it out"
+        if part.text.layers and part.model != "teacher":
+            yield f"{role}.text.layers are of students made from the teacher", "set student.model: teacher"
+
+
 def _losses_of_task(recipe: Recipe) -> Found:
     from distilledge.models.losses import LOSSES
 
@@ -195,6 +208,7 @@ def _losses_of_task(recipe: Recipe) -> Found:
 
 CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _task,
+    _texts,
     _splits,
     _losses,
     _losses_of_task,

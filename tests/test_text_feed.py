@@ -459,6 +459,18 @@ CLASHES: dict[str, tuple[dict[str, Any], str]] = {
         },
         "student.pretraining.losses.0: ",
     ),
+    "a teacher without a teacher": (
+        {"teacher": {"model": "bert", "text": {"tokenizer": "teacher"}}},
+        "teacher.text.tokenizer: teacher is for students",
+    ),
+    "sizes of what is there already": (
+        {"student": {"model": "teacher", "text": {"config": {"hidden_size": 32}}}},
+        "student.text.config is of models built from scratch",
+    ),
+    "layers of no teacher": (
+        {"student": {"model": "bert", "text": {"layers": [0]}}},
+        "student.text.layers are of students made from the teacher",
+    ),
     "warm-up before the task": (
         {"teacher": {"model": "bert", "pretraining": {"training": {"epochs": 1, "warmup_epochs": 3}}}},
         "teacher.pretraining.training.warmup_epochs 3 exceeds epochs 1",
