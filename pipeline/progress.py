@@ -51,5 +51,5 @@ def describe(event: ProgressEvent) -> str:
     minutes, seconds = divmod(int(event.eta_seconds), 60)
     return (
         f"  {event.stage}: epoch {event.epoch}/{event.epochs}, step {event.step}/{event.steps}, loss {event.loss:.3f}, "
-        f"{event.samples_per_second:.0f} pictures/s, {minutes}:{seconds:02d} left"
+        f"{event.samples_per_second:.0f} samples/s, {minutes}:{seconds:02d} left"
     )

@@ -477,6 +477,15 @@ def test_trimmed_rows_are_special_tokens_and_the_most_frequent(tickets: Texts, t
     assert judged((found, out), tickets) == pytest.approx(found.validation, abs=1e-5)
 
 
+def test_the_teacher_s_head_is_kept_unless_it_would_see_another_state(tickets: Texts, tmp_path: Path) -> None:
+    theirs = text_start.loaded(tickets.teacher)
+    for pooling, same in (("auto", True), ("mean", True), ("first", False)):
+        given = recipe(student={"model": "teacher", "text": {"pooling": pooling, "config": {}}})
+        net = text_start.start(stage(tickets, given, tmp_path), given.task, parent=tickets.teacher, pretrained=None).net
+        assert net.pooling == ("first" if pooling == "first" else "mean")
+        assert torch.equal(net.state_dict()["head.1.weight"], theirs.state_dict()["head.1.weight"]) == same
+
+
 def test_narrow_embeddings_are_the_teacher_s_principal_components(tickets: Texts, tmp_path: Path) -> None:
     teacher = text_start.loaded(tickets.teacher)
     given = recipe()

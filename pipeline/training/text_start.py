@@ -108,7 +108,8 @@ def new_network(
     if part.model == "teacher":
         assert parent is not None
         net = text.student_of(loaded(parent), part.text.layers, vocabulary=trimmed, unknown_id=special.unknown)
-        return net if net.task == task else text.with_task(net, task, classes, pooling=pooling)
+        kept = net.task == task and pooling in (None, net.pooling)  # the teacher's head
+        return net if kept else text.with_task(net, task, classes, pooling=pooling)
     length = part.text.max_length
     if part.weights == "none":
         net = text.from_config(
