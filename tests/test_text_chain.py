@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from ruamel.yaml import YAML
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from distilledge.pipeline.data.tickets import tickets
@@ -240,6 +241,22 @@ def test_words_and_answers(
             - files[f"student {runtime} {INT8[runtime]}"]["metric"]["value"]
         )
         assert abs(drop) < 10
+
+
+def test_language_models_before_the_task(tmp_path: Path) -> None:
+    """The teacher's on the train texts, the student's taught by it; then copies changed by the teacher's."""
+    changes = {"model": "bert", "teacher_text": SCRATCH.format(48), "losses": "{name: kl}"}
+    fields = YAML(typ="safe").load(recipe("language", ("onnx",), **changes))
+    training = {"epochs": 1, "batch_size": 16}
+    fields["teacher"]["pretraining"] = {"training": training}
+    fields["student"]["pretraining"] = {"training": training, "losses": [{"name": "kl"}, {"name": "hidden_cosine"}]}
+    fields["distill"] |= {"augment_text": {"copies": 1}, "control": True}
+    (tmp_path / "made.yaml").write_text(json.dumps(fields), encoding="utf-8")
+    done = distilledge("distill", "made.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    planned = distilledge("plan", "made.yaml", "--json", cwd=tmp_path)
+    cached = [row["stage"] for row in json.loads(planned.stdout) if row["cached"]]
+    assert cached == ["data", "pretrain-teacher", "teacher", "pretrain-student", "student", "control"]
 
 
 def test_real_questions_from_data_to_report(shared: Path, tmp_path: Path) -> None:
