@@ -159,10 +159,14 @@ def _shares_tokenizer(stage: Stage) -> bool:
 
 
 def kept_rows(stage: Stage, encoder: TextEncoder, special: Special) -> list[int]:
-    """Special tokens, then the most frequent of the train split; ties by id."""
+    """Special tokens, then those of the train split, the most frequent first, then others in the tokenizer's order.
+
+    That order is often by frequency in the corpus the tokenizer was learned from: common words that train lacks stay.
+    """
     counts: Counter[int] = Counter()
     for row in strings(row for _, row in read_texts(stage.data_dir, "train")):
         counts.update(encoder.encode({"text": row}).tolist())
     frequent = sorted(counts, key=lambda token: (-counts[token], token))
-    order = dict.fromkeys((special.pad, special.unknown, *special.others, *frequent))
+    others = range(encoder.vocabulary)
+    order = dict.fromkeys((special.pad, special.unknown, *special.others, *frequent, *others))
     return sorted(list(order)[: stage.part.text.vocabulary])
