@@ -44,7 +44,7 @@ class Text(Value):
     tokenizer.json or vocab.txt (BERT, lower case). ``$NAME`` is expanded."""
     vocabulary: Count | None = None
     """Entries of a tokenizer that is learned. For a student that shares the teacher's tokenizer: embedding rows kept,
-    the most frequent of the train split first, then in the tokenizer's order; the other ids share the unknown token's."""
+    those of the train split first, then in the tokenizer's order; other ids share the row of the unknown token."""
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
     """Tokens, special ones counted; longer texts are cut at the right and counted."""
     buckets: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = ()
