@@ -133,6 +133,7 @@ TEXTS = st.one_of(ANYTHING, PROSE, AWKWARD, st.builds(str.__add__, ANYTHING, AWK
 BATCH = 200
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(batch=st.lists(TEXTS, min_size=BATCH, max_size=BATCH), kind=st.sampled_from(["bert", "small", "bytes"]))
 def test_ten_thousand_texts_are_the_same_ids_on_the_device(

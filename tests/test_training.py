@@ -141,6 +141,7 @@ def test_weights_that_changed_are_refused(teacher: tuple[Checkpoint, Path], tmp_
         checkpoints.load(found, tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_student_is_taught_and_control_is_not(teacher: tuple[Checkpoint, Path], data: Path, tmp_path: Path) -> None:
     made = recipe(distill={"hard_weight": 0.0})
     out, partial = folders(tmp_path)
@@ -151,6 +152,7 @@ def test_student_is_taught_and_control_is_not(teacher: tuple[Checkpoint, Path], 
     assert student.epochs == alone.epochs == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kl", "dkd", "dist", "kl_standardised", "hint", "attention", "relational"])
 def test_every_loss_trains(loss: str, teacher: tuple[Checkpoint, Path], data: Path, tmp_path: Path) -> None:
     made = recipe(student={"epochs": 1}, distill={"losses": [{"name": loss}]})
@@ -174,6 +176,7 @@ def test_unknown_loss_is_refused(teacher: tuple[Checkpoint, Path], data: Path, t
         )
 
 
+@pytest.mark.slow
 def test_pictures_without_labels_teach(teacher: tuple[Checkpoint, Path], data: Path, tmp_path: Path) -> None:
     """They add steps to the student, not to the control."""
     more = Path(shutil.copytree(data, tmp_path / "more"))
@@ -194,6 +197,7 @@ def test_pictures_without_labels_teach(teacher: tuple[Checkpoint, Path], data: P
 # --- the same bits again
 
 
+@pytest.mark.slow
 def test_neither_workers_nor_cache_change_anything(data: Path, tmp_path: Path) -> None:
     augmented = {"augment": {"mixup": 0.2, "cutmix": 1.0, "randaugment": {"operations": 1}}, "epochs": 1}
     found = [
@@ -280,6 +284,7 @@ def test_a_damaged_or_foreign_state_is_not_used(data: Path, tmp_path: Path) -> N
     assert len(events) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_one_signal_saves_and_stops(number: int, code: int, data: Path, tmp_path: Path) -> None:
     """F15, in this process: the handlers are ours for the length of the training only."""
@@ -454,6 +459,7 @@ def test_best_and_last_differ(data: Path, tmp_path: Path) -> None:
     assert best.validation["accuracy"] >= last.validation["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -477,6 +483,7 @@ def test_every_option_trains(changes: dict, data: Path, tmp_path: Path) -> None:
     assert found.epochs == 2
 
 
+@pytest.mark.slow
 def test_accumulation_is_one_large_batch(data: Path, tmp_path: Path) -> None:
     """The gradient of 2 x 6 pictures is that of 12, for a model without batch statistics."""
     made = [
