@@ -167,7 +167,7 @@ def test_embeddings_become_int8_too(runtime: str, tmp_path: Path) -> None:
         {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
         task="text-classification",
         classes=5,
-        vocabulary_size=8000,
+        vocabulary_size=32000,
         max_length=LONGEST,
         pad_id=PAD,
         sep_id=SEP,
