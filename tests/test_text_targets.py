@@ -164,10 +164,10 @@ def test_embeddings_become_int8_too(runtime: str, tmp_path: Path) -> None:
     """Most of a small text model is its embedding: without it a file stays at three quarters."""
     net = text.from_config(
         "bert",
-        {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+        {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
         task="text-classification",
         classes=5,
-        vocabulary_size=32000,
+        vocabulary_size=20000,
         max_length=LONGEST,
         pad_id=PAD,
         sep_id=SEP,
