@@ -112,7 +112,7 @@ def network(name: str, length: int, folder: Path) -> tuple[Checkpoint, Path]:
 def tickets() -> list[str]:
     from distilledge.pipeline.data.tickets import ticket
 
-    return [ticket(number, Tickets(count=400)).text for number in range(400)]
+    return [" ".join(ticket(number, Tickets(count=400)).words) for number in range(400)]
 
 
 def timed(
