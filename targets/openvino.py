@@ -14,6 +14,7 @@ import torch
 
 from distilledge.targets.base import AnyDeployable, FloatArray, Inputs, Precision, RuntimeName, TextDeployable
 from distilledge.targets.deployed import IMAGE, LOGITS, converting, deployed
+from distilledge.targets.ondevice.session import openvino_core
 from distilledge.targets.telemetry import switch_off
 
 switch_off()  # openvino and nncf send an event when they are imported
@@ -117,7 +118,8 @@ def compress(
 
 
 def read_model(path: Path) -> ov.Model:
-    return ov.Core().read_model(path)
+    model: ov.Model = openvino_core().read_model(path)
+    return model
 
 
 def embed_metadata(path: Path, metadata: dict[str, str]) -> None:
@@ -162,7 +164,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 def compiled(model: ov.Model | Path) -> ov.CompiledModel:
     """One stream, one thread, float32 arithmetic: the device's default may be bf16."""
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
-    return ov.Core().compile_model(model, "CPU", settings)
+    network: ov.CompiledModel = openvino_core().compile_model(model, "CPU", settings)
+    return network
 
 
 def tensors(path: Path, rows: Inputs, *, optimise: bool) -> dict[str, FloatArray]:  # noqa: ARG001

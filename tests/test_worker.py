@@ -441,3 +441,25 @@ def test_another_tokenizer_is_not_used(worker: LocalWorker, tokenizer: Path, tmp
     tokenizer.write_text(tokenizer.read_text() + " ")
     with pytest.raises(IntegrityError, match="expected sha256"):
         worker.request(request, 60)
+
+
+SIGNALLED = """
+import os, signal, sys
+from distilledge.targets.ondevice.session import open_session
+from distilledge.targets.openvino import compiled, read_model
+
+handled = []
+signal.signal(signal.SIGTERM, lambda number, frame: handled.append(number))
+loaded = [open_session(sys.argv[1], "openvino", 1), compiled(read_model(sys.argv[1]))]
+while loaded:
+    del loaded[0]
+os.kill(os.getpid(), signal.SIGTERM)
+print("handled", handled)
+"""
+
+
+def test_a_signal_is_handled_after_openvino_models_have_gone(tmp_path: Path) -> None:
+    """Models let go in the order in which they came: see ``session.openvino_core``."""
+    command = [sys.executable, "-c", SIGNALLED, str(tiny_onnx(tmp_path / "m.onnx"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split()[:1]) == (0, ["handled"]), done.stderr
