@@ -24,12 +24,16 @@ test: fast slow board
 
 fast slow board: $(VENV)/.set-up
 
+# One process for each core, each with one thread. JOBS=0 make fast: all in one, as a debugger needs it.
+JOBS ?= logical
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist loadscope
+
 fast:
-	$(BIN)/python -m pytest -q -m "not slow and not board"
+	$(PYTEST) -m "not slow and not board"
 
 # pytest exits 5 where no test carries the mark.
 slow board:
-	$(BIN)/python -m pytest -q -m $@ || [ $$? -eq 5 ]
+	$(PYTEST) -m $@ || [ $$? -eq 5 ]
 
 venv: $(VENV)/.set-up
 

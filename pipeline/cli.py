@@ -190,10 +190,12 @@ def _load(recipe: Path | str, overrides: list[str], smoke: bool) -> Any:
 def _run(recipe: str, overrides: list[str], work: Path, smoke: bool, until: str, as_json: bool) -> None:
     from distilledge.pipeline.progress import Progress
     from distilledge.pipeline.recipe_check import check_models
+    from distilledge.pipeline.run import is_trained
     from distilledge.pipeline.run import run as run_chain
 
     loaded = _load(recipe, overrides, smoke)
-    check_models(loaded)
+    if not is_trained(loaded, work):  # building the models takes seconds
+        check_models(loaded)
     command = shlex.join(
         ["distilledge", "run", recipe, *(a for o in overrides for a in ("--set", o)), *(["--smoke"] if smoke else [])]
     )

@@ -46,6 +46,14 @@ def run(
     return record, directory
 
 
+def is_trained(recipe: Recipe, work: Path) -> bool:
+    """Whether teacher and student are in the store, so that their models once passed all checks."""
+    store = Store(work / "store")
+    return all(
+        store.probe(step.kind, step.fingerprint) for step in steps(recipe, {}) if step.kind in ("teacher", "student")
+    )
+
+
 def local_card() -> dict[str, Any]:
     """The stable part of this machine's device card: it enters the cache key of measurements."""
     from distilledge.targets.devices.local import LocalDevice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,11 @@ gate: {on_fail: report}
 """
 
 
-def distilledge(*arguments: str, cwd: Path, failpoint: str = "") -> subprocess.CompletedProcess[str]:
+def distilledge(
+    *arguments: str, cwd: Path, failpoint: str = "", python: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DISTILLEDGE_FAILPOINT": failpoint, "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "distilledge.pipeline.cli", *arguments]
+    command = [sys.executable, *python, "-m", "distilledge.pipeline.cli", *arguments]
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL
     )
@@ -83,8 +86,10 @@ def test_it_leaves_a_report_with_the_teacher_first(undisturbed: Path) -> None:
 def test_a_second_run_redoes_nothing(undisturbed: Path) -> None:
     before = manifests(undisturbed)
     times = {p: p.stat().st_mtime_ns for p in undisturbed.glob("store/*/manifest.json")}
-    again = distilledge("run", "tiny.yaml", "--json", cwd=undisturbed.parent)
+    again = distilledge("run", "tiny.yaml", "--json", cwd=undisturbed.parent, python=("-X", "importtime"))
     assert again.returncode == 0, again.stderr
+    assert "distilledge.pipeline.run" in again.stderr
+    assert not re.search(r"\| +(timm|onnxruntime)$", again.stderr, re.MULTILINE), "what nothing needs was loaded"
     assert manifests(undisturbed) == before
     assert {p: p.stat().st_mtime_ns for p in undisturbed.glob("store/*/manifest.json")} == times
     record = json.loads((undisturbed / "runs" / "tiny" / "run.json").read_text())
