@@ -2,6 +2,7 @@
 
     python benchmarks/text.py             16, 32, 64 and 128 tokens; one thread
     python benchmarks/text.py --quick     16 and 64 tokens, the small student only
+    python benchmarks/text.py --markdown  the recorded results into docs/results-text.md, nothing is run
 
 Random weights: latency does not depend on them. All files of a runtime are timed in one interleaved run, the fp32
 teacher among them. Bar: the int8 file of the student made of the teacher's layers is not slower than its fp32 file at
@@ -11,12 +12,14 @@ teacher among them. Bar: the int8 file of the student made of the teacher's laye
 from __future__ import annotations
 
 import hashlib
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import common
+import images
 import torch
 
 from distilledge.models import text
@@ -32,6 +35,7 @@ from distilledge.targets.ondevice.text import TextSpec
 from distilledge.targets.samples import Samples
 from distilledge.targets.saturation import saturates
 
+PAGE = Path(__file__).parents[1] / "docs" / "results-text.md"
 LENGTHS, QUICK_LENGTHS = (16, 32, 64, 128), (16, 64)
 MAX_RATIO = 1.0
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "litert-torch")
@@ -46,10 +50,15 @@ NETWORKS = {
 
 def main() -> None:
     parser = common.arguments(__doc__ or "")
+    parser.add_argument("--markdown", action="store_true", help="write the recorded table into the page and stop")
     options = parser.parse_args()
+    if options.markdown:
+        rows = json.loads((options.out / "text.json").read_text(encoding="utf-8"))["rows"]
+        PAGE.write_text(images.between(PAGE.read_text(encoding="utf-8"), "lengths", markdown(rows)), encoding="utf-8")
+        return
     lengths = QUICK_LENGTHS if options.quick else LENGTHS
     names = [n for n in NETWORKS if not options.quick or n != "student 3x384"]
-    rows: list[common.Row] = []
+    rows = []
     with TemporaryDirectory() as folder:
         made = {name: network(name, max(lengths), Path(folder) / name.replace(" ", "-")) for name in names}
         for runtime in INT8:
@@ -61,6 +70,22 @@ def main() -> None:
     ]
     facts = common.conditions(quick=options.quick, packages=PACKAGES, extra={"networks": NETWORKS, "threads": 1})
     common.finish("text", facts, rows, bars, out=options.out)
+
+
+def markdown(rows: list[common.Row]) -> str:
+    """A row for each network in each runtime, fp32 and int8 p50 in ms at each length."""
+    lengths = sorted({row["tokens"] for row in rows if isinstance(row["tokens"], int)})
+    found = {(r["runtime"], r["network"], r["precision"] == "fp32", r["tokens"]): r["p50_ms"] for r in rows}
+    lines = [
+        "| runtime | network | " + " | ".join(f"{n} tokens" for n in lengths) + " |",
+        "|---|---|" + "---:|" * len(lengths),
+    ]
+    for runtime in INT8:
+        for name in dict.fromkeys(row["network"] for row in rows):
+            pairs = [(found[runtime, name, True, n], found[runtime, name, False, n]) for n in lengths]
+            cells = (f"{fp32:.2f} / {int8:.2f} ({int8 / fp32:.2f})" for fp32, int8 in pairs)
+            lines.append(f"| {runtime} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def network(name: str, length: int, folder: Path) -> tuple[Checkpoint, Path]:
