@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -35,8 +34,8 @@ def start(
     return ["env", *variables, *prefix, sys.executable, SCRIPT, str(root)]
 
 
-def run(command: list[str], limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, preexec_fn=limit)
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def leftovers(root: Path) -> list[str]:
@@ -148,10 +147,17 @@ def test_f4_failing_disk(
     check_and_finish(root, reference)
 
 
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 def test_f4_a_write_beyond_the_limit(tmp_path: Path, reference: dict[str, str]) -> None:
     root = tmp_path / "store"
     limit = store_chain.SIZE // 2
-    done = run(start(root), lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    done = run(start(root, prefix=(sys.executable, "-c", LIMITED, str(limit))))
     assert done.returncode == 9, done.stderr
     assert "stage data" in done.stderr
     assert f"needs more than {limit:,} bytes" in done.stderr
