@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -60,6 +61,37 @@ def installed(package: str) -> str | None:
 def bar(name: str, value: float, bound: float, *, at_most: bool = True) -> Row:
     """A bound that the value must hold: at most (or at least) ``bound``. NaN never holds."""
     return {"name": name, "value": value, "bound": bound, "holds": value <= bound if at_most else value >= bound}
+
+
+def kept(path: Path, again: Sequence[str]) -> tuple[list[Row], list[Row], Row]:
+    """Rows, bars and conditions (by recipe) of an earlier file, without the recipes that were run again."""
+    if not path.exists():
+        return [], [], {"recipes": {}, "controls": []}
+    found: Row = json.loads(path.read_text(encoding="utf-8"))
+    was = found["conditions"]
+    old = {key: was[key] for key in ("created", "cpu_model", "cpu_flags", "load")}
+    recipes = {row["recipe"]: was.get("recipes", {}).get(row["recipe"], old) for row in found["rows"]}
+    return (
+        [row for row in found["rows"] if row["recipe"] not in again],
+        [b for b in found["bars"] if re.split("[ :]", b["name"])[0] not in again],
+        {
+            "recipes": {name: facts for name, facts in recipes.items() if name not in again},
+            "controls": [c for c in was["controls"] if c["recipe"] not in again],
+        },
+    )
+
+
+def finish_recipes(
+    name: str, facts: Row, rows: Sequence[Row], bars: Sequence[Row], order: Sequence[str], *, out: Path = RESULTS
+) -> NoReturn:
+    """``finish``, beside what the file holds of recipes that were not run now, each with the machine it was run on."""
+    again = list(dict.fromkeys(row["recipe"] for row in rows))
+    old_rows, old_bars, old = kept(out / f"{name}.json", again)
+    own = {key: facts[key] for key in ("created", "cpu_model", "cpu_flags", "load")}
+    facts["recipes"] = {**old["recipes"], **dict.fromkeys(again, own)}
+    facts["controls"] = sorted([*old["controls"], *facts["controls"]], key=lambda c: order.index(c["recipe"]))
+    rows = sorted([*old_rows, *rows], key=lambda row: order.index(row["recipe"]))
+    finish(name, facts, rows, [*old_bars, *bars], out=out)
 
 
 def finish(name: str, facts: Row, rows: Sequence[Row], bars: Sequence[Row], *, out: Path = RESULTS) -> NoReturn:

@@ -56,7 +56,7 @@ def main() -> None:
             controls.append({"recipe": name, **content["teacher_worth"]})
     name = "images-quick" if options.quick else "images"
     facts = common.conditions(quick=options.quick, packages=PACKAGES, extra={"controls": controls})
-    common.finish(name, facts, rows, bars(rows), out=options.out)
+    common.finish_recipes(name, facts, rows, bars(rows), RECIPES, out=options.out)
 
 
 def recorded(results: Path) -> common.Row:

@@ -63,7 +63,7 @@ def main() -> None:
             controls.append({"recipe": name, **content["teacher_worth"]})
     name = "text_recipes-quick" if options.quick else "text_recipes"
     facts = common.conditions(quick=options.quick, packages=PACKAGES, extra={"controls": controls})
-    common.finish(name, facts, rows, bars, out=options.out)
+    common.finish_recipes(name, facts, rows, bars, RECIPES, out=options.out)
 
 
 def report(name: str, options: argparse.Namespace) -> common.Row:

@@ -8,6 +8,7 @@ from distilledge.models.text_build import from_config, narrow_embeddings, studen
 from distilledge.models.text_language import mask_tokens, next_tokens
 from distilledge.models.text_names import LAYOUTS
 from distilledge.models.text_net import Pooling, TextNet
+from distilledge.models.text_slice import narrowed
 from distilledge.models.text_training import parameter_groups, profile, train_mode
 from distilledge.models.text_weights import directory_of, from_pretrained, read_config
 
@@ -21,6 +22,7 @@ __all__ = [
     "from_pretrained",
     "mask_tokens",
     "narrow_embeddings",
+    "narrowed",
     "next_tokens",
     "parameter_groups",
     "profile",

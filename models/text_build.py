@@ -106,10 +106,7 @@ def student_of(
     Head included. ``vocabulary``: ids that keep a row of their own in the embeddings, in order; all others share that
     of ``unknown_id``. Raises ``UsageError`` for a layer that the teacher does not have.
     """
-    count = int(teacher.config.num_hidden_layers)
-    chosen = list(layers) or list(range(0, count, 2))
-    if not all(0 <= layer < count for layer in chosen):
-        raise UsageError("E2436", f"the teacher has layers 0 to {count - 1}, not {chosen}", "edit student.text.layers")
+    chosen = chosen_layers(teacher, layers)
     architecture = copy.deepcopy(teacher.architecture)
     architecture["config"] = _shallower(architecture["config"], chosen)
     if vocabulary is not None:
@@ -117,6 +114,15 @@ def student_of(
     student = TextNet(architecture)
     student.load_state_dict(_taken(teacher, student, chosen), strict=False)
     return student
+
+
+def chosen_layers(teacher: TextNet, layers: Sequence[int]) -> list[int]:
+    """By default every second."""
+    count = int(teacher.config.num_hidden_layers)
+    chosen = list(layers) or list(range(0, count, 2))
+    if not all(0 <= layer < count for layer in chosen):
+        raise UsageError("E2436", f"the teacher has layers 0 to {count - 1}, not {chosen}", "edit student.text.layers")
+    return chosen
 
 
 def trim(net: TextNet, vocabulary: Sequence[int], unknown_id: int | None = None) -> TextNet:

@@ -188,8 +188,12 @@ def _texts(recipe: Recipe) -> Found:
     if recipe.teacher.text.tokenizer == "teacher":
         yield "teacher.text.tokenizer: teacher is for students", "set it to model, train or a path"
     for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
-        if part.text.config and (part.model == "teacher" or part.weights != "none"):
-            yield f"{role}.text.config is of models built from scratch", "leave it out"
+        if part.text.config and part.weights != "none":
+            yield f"{role}.text.config is of models without weights of their own", "leave it out"
+        wrong = sorted(set(part.text.config) - {"hidden_size", "intermediate_size"})
+        if part.model == "teacher" and wrong:
+            what = f"{role}.text.config of a student made from the teacher has no {wrong[0]}"
+            yield what, "give hidden_size and intermediate_size: heads keep their width"
         if part.text.layers and part.model != "teacher":
             yield f"{role}.text.layers are of students made from the teacher", "set student.model: teacher"
 

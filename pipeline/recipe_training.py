@@ -50,7 +50,8 @@ class Text(Value):
     buckets: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = ()
     """Lengths of a file with fixed shapes (TFLite), up to max_length. Default: powers of two from 16 to max_length."""
     config: dict[str, int | float | str | bool] = {}
-    """Fields of the transformers configuration of a model built from scratch, such as ``hidden_size: 256``."""
+    """Fields of the transformers configuration of a model built from scratch, such as ``hidden_size: 256``.
+    ``model: teacher``: ``hidden_size`` and ``intermediate_size`` of a narrower student, sliced out of the teacher."""
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """``model: teacher``: the teacher's layers that the student starts from, counted from 0. Default: every second."""
     pooling: Literal["auto", "first", "mean", "last"] = "auto"

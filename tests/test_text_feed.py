@@ -464,8 +464,12 @@ CLASHES: dict[str, tuple[dict[str, Any], str]] = {
         "teacher.text.tokenizer: teacher is for students",
     ),
     "sizes of what is there already": (
-        {"student": {"model": "teacher", "text": {"config": {"hidden_size": 32}}}},
-        "student.text.config is of models built from scratch",
+        {"student": {"model": "bert", "weights": "hub", "text": {"config": {"hidden_size": 32}}}},
+        "student.text.config is of models without weights of their own",
+    ),
+    "heads of a narrower student": (
+        {"student": {"model": "teacher", "text": {"config": {"hidden_size": 32, "num_attention_heads": 2}}}},
+        "student.text.config of a student made from the teacher has no num_attention_heads",
     ),
     "layers of no teacher": (
         {"student": {"model": "bert", "text": {"layers": [0]}}},

@@ -18,11 +18,14 @@ from distilledge.pipeline.record import TextRow, read_texts
 from distilledge.pipeline.training import text_tokenizer
 from distilledge.pipeline.training.counters import weights_drawn
 from distilledge.pipeline.training.stage import Stage, Taught
+from distilledge.pipeline.training.text_feed import collate_ids, plain
 from distilledge.pipeline.training.text_tokenizer import Special
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec
 
 log = logging.getLogger("distilledge.training")
 SMALLEST_BUCKET = 16
+LOOKED_AT = 1024
+"""At most so many texts of train, evenly taken, that the teacher's states are seen on, to make a narrower student."""
 
 
 class Start(NamedTuple):
@@ -107,7 +110,7 @@ def new_network(
     trimmed = kept_rows(stage, encoder, special) if _shares_tokenizer(stage) and part.text.vocabulary else None
     if part.model == "teacher":
         assert parent is not None
-        net = text.student_of(loaded(parent), part.text.layers, vocabulary=trimmed, unknown_id=special.unknown)
+        net = made_of(loaded(parent), stage, encoder, trimmed, special)
         kept = net.task == task and pooling in (None, net.pooling)  # the teacher's head
         return net if kept else text.with_task(net, task, classes, pooling=pooling)
     length = part.text.max_length
@@ -145,6 +148,19 @@ def new_network(
             "use the tokenizer that came with the weights: text.tokenizer: model",
         )
     return net if trimmed is None else text.trim(net, trimmed, special.unknown)
+
+
+def made_of(
+    teacher: TextNet, stage: Stage, encoder: TextEncoder, vocabulary: list[int] | None, special: Special
+) -> TextNet:
+    """Some of the teacher's layers, narrower where ``text.config`` says so."""
+    given, unknown = stage.part.text, special.unknown
+    if not given.config:
+        return text.student_of(teacher, given.layers, vocabulary=vocabulary, unknown_id=unknown)
+    train = read_texts(stage.data_dir, "train")
+    ids = [encoder.encode(plain(row)) for _, row in train[:: 1 + len(train) // LOOKED_AT]]
+    sample = [collate_ids(ids[n : n + 64], special.pad) for n in range(0, len(ids), 64)]
+    return text.narrowed(teacher, given.layers, given.config, sample, vocabulary=vocabulary, unknown_id=unknown)
 
 
 def loaded(trained: Taught) -> TextNet:
