@@ -29,7 +29,8 @@ from typing import NamedTuple, Self
 import common
 import numpy as np
 
-from distilledge.targets.devices.local import LocalDevice, LocalWorker
+from distilledge.targets.devices.local import LocalDevice
+from distilledge.targets.devices.process import WorkerProcess
 from distilledge.targets.fairness import MIN_CPU_SHARE
 
 MAX_RATIO = 1.03
@@ -97,7 +98,7 @@ class Ours:
     """Our side: the worker that every measurement uses."""
 
     def __init__(self, runtime: str, path: Path, inputs: Path, threads: int) -> None:
-        self.worker: LocalWorker = LocalDevice().start()
+        self.worker: WorkerProcess = LocalDevice().start()
         files = [path, *path.parent.glob(f"{path.stem}.bin")] if runtime == "openvino" else [path]
         sha256 = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
         load = {"op": "load", "files": [str(f) for f in files], "sha256": sha256, "runtime": runtime}

@@ -164,7 +164,7 @@ def timed(
     settings = Measure(
         samples=256 if quick else 1024, min_seconds=0, launches=1 if quick else 3, lengths=tuple(lengths)
     )
-    found = measure_exports(exports, calibration, settings).items
+    found = measure_exports(exports, calibration, settings, LocalDevice()).items
     files = [(name, e, file) for name, (e, _) in zip(made, exports, strict=True) for file in e.files]
     rounds = [found[i : i + len(files)] for i in range(0, len(found), len(files))]
     return [

@@ -91,10 +91,11 @@ def _raised(tree: ast.Module, path: str, kinds: set[str]) -> Iterator[Raised]:
 
 
 def _listed(tree: ast.Module, path: str) -> Iterator[Raised]:
-    """Codes in a table of (words, code, hint); the kind follows from the exit code."""
+    """Codes in a table of (words, code, hint), tuples or records; the kind follows from the exit code."""
     kinds = {kind.exit_code: kind.__name__ for kind in errors.DistilledgeError.__subclasses__()}
-    for row in (n for n in ast.walk(tree) if isinstance(n, ast.Tuple)):
-        texts = [e.value for e in row.elts if isinstance(e, ast.Constant) and isinstance(e.value, str)]
+    for row in (n for n in ast.walk(tree) if isinstance(n, ast.Tuple | ast.Call)):
+        elements = row.elts if isinstance(row, ast.Tuple) else row.args
+        texts = [e.value for e in elements if isinstance(e, ast.Constant) and isinstance(e.value, str)]
         codes = [t for t in texts if CODE.fullmatch(t)]
         if len(codes) == 1 and texts[0] not in codes:
             yield Raised(codes[0], kinds[int(codes[0][1], 16)], texts[0], path, row.lineno)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
@@ -15,7 +16,8 @@ from distilledge.pipeline.outcomes import write_outcomes
 from distilledge.pipeline.recipe import Measure, TaskName
 from distilledge.pipeline.record import ExportResult, Measurements, Sample, Scores, TextRow
 from distilledge.targets.base import Exported, Measurement, Predictions
-from distilledge.targets.devices import DEVICES
+from distilledge.targets.devices import Device
+from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.measure import Candidate, measure, score
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec
 from distilledge.targets.samples import Samples, is_text, pictures
@@ -43,7 +45,9 @@ def samples_of(samples: Sequence[Sample], root: Path, texts: Sequence[TextRow]) 
     return pictures([root / s.path for s in samples])
 
 
-def measure_exports(exports: Sequence[tuple[ExportResult, Path]], inputs: Samples, settings: Measure) -> Measurements:
+def measure_exports(
+    exports: Sequence[tuple[ExportResult, Path]], inputs: Samples, settings: Measure, device: Device
+) -> Measurements:
     """Time every file of each runtime, interleaved with that runtime's teacher, for each thread count.
 
     Texts are timed as they are, then at each of ``settings.lengths`` that all files take; there from ids only.
@@ -54,7 +58,7 @@ def measure_exports(exports: Sequence[tuple[ExportResult, Path]], inputs: Sample
         for threads, length in product(settings.threads, (None, *lengths_of(group, settings))):
             items += measure(
                 group,
-                DEVICES["local"](),
+                device,
                 threads=threads,
                 samples=QUICK_SAMPLES if settings.quick else settings.samples,
                 min_seconds=0.0 if settings.quick else settings.min_seconds,
@@ -76,24 +80,37 @@ def lengths_of(group: Sequence[Candidate], settings: Measure) -> list[int]:
 
 
 def predict_export(
-    result: ExportResult,
-    directory: Path,
-    samples: Sequence[Sample],
-    inputs: Samples,
-    out: Path,
-    texts: Sequence[TextRow] = (),
+    result: ExportResult, directory: Path, given: tuple[list[Sample], Path, list[TextRow]], out: Path, device: Device
 ) -> Scores:
-    """Predictions of every file of one export over the samples, made on the device by that file.
+    """Predictions of every file of one export, made on the device by that file.
 
-    ``texts``: of the samples, in their order; then what the logits come to lies beside them.
+    ``given``: samples, where their pictures lie, and their texts, beside whose logits then lies what they come to. On
+    another device than this machine each file is run here too, and compared.
     """
-    device = DEVICES["local"]()
-    items = tuple(score(candidate(result, f, directory), device, inputs=inputs, out=out) for f in result.files)
+    samples, _, texts = given
+    inputs = samples_of(*given)
+    candidates = [candidate(result, f, directory) for f in result.files]
+    items = tuple(score(c, device, inputs=inputs, out=out) for c in candidates)
+    if not isinstance(device, LocalDevice):
+        pairs = zip(candidates, items, strict=True)
+        items = tuple(item.model_copy(update=beside_host(c, item, inputs, out)) for c, item in pairs)
     if texts and items:
         spec = TextSpec.from_dict(result.files[0].input_spec)
         encoder = TextEncoder(directory / spec.tokenizer, spec)
         items = with_outcomes(items, out, list(zip(samples, texts, strict=True)), encoder, result.files[0].classes)
     return Scores(items=items, labels=tuple(s.label for s in samples), paths=tuple(s.path for s in samples))
+
+
+def beside_host(candidate: Candidate, item: Predictions, inputs: Samples, out: Path) -> dict[str, float]:
+    """What the same file answers on this machine, against the device's answers."""
+    with TemporaryDirectory(prefix="distilledge-host-") as folder:
+        found = score(candidate, LocalDevice(), inputs=inputs, out=Path(folder))
+        here = np.load(Path(folder) / found.logits)
+    there = np.load(out / item.logits)
+    several = candidate.exported.input_spec.get("task") == "multi-label-classification"
+    equal = (here > 0) == (there > 0) if several else here.argmax(-1) == there.argmax(-1)
+    same = equal.reshape(len(equal), -1).all(1)
+    return {"host_agreement": float(same.mean()), "host_max_abs": float(np.abs(here - there).max())}
 
 
 def gather(parts: Sequence[tuple[Scores, Path]], out: Path) -> Scores:

@@ -188,18 +188,20 @@ def _verify(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Parities:
 
 def _measure(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Measurements:
     from distilledge.pipeline.benchmark import measure_exports, samples_of
+    from distilledge.pipeline.inventory import opened
 
     exports = [(e.value, e.path) for e in chain.exports() if e.value.role != "control"]
-    return measure_exports(exports, samples_of(*chain.inputs("test")), chain.recipe.measure)
+    with opened(chain.recipe.measure.device) as device:
+        return measure_exports(exports, samples_of(*chain.inputs("test")), chain.recipe.measure, device)
 
 
 def _predict(chain: Chain, step: Step, out: Path, _partial: Path) -> Scores:
-    from distilledge.pipeline.benchmark import predict_export, samples_of
+    from distilledge.pipeline.benchmark import predict_export
+    from distilledge.pipeline.inventory import opened
 
     exported = chain.done[step.name.replace("predict-", "export-", 1)]
-    samples, root, texts = chain.inputs("test")
-    scored = samples_of(samples, root, texts)
-    return predict_export(exported.value, exported.path, samples, scored, out, texts)
+    with opened(chain.recipe.measure.device) as device:
+        return predict_export(exported.value, exported.path, chain.inputs("test"), out, device)
 
 
 def _score(chain: Chain, _step: Step, out: Path, _partial: Path) -> Scores:

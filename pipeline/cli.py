@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from distilledge.models.errors import DistilledgeError
+from distilledge.pipeline.cli_devices import app as devices
 from distilledge.pipeline.cli_lists import DEMOS, Json, doctor, known_task, models, table
 
 app = typer.Typer(
@@ -134,7 +135,7 @@ STAGE_VERBS: dict[str, tuple[str, str]] = {
     "distill": ("control", "Distil the student, and train its control."),
     "export": ("export", "Export and quantize teacher and student."),
     "verify": ("verify", "Compare every exported file with its model, rung by rung."),
-    "benchmark": ("measure", "Time every file on this device, the teacher beside it."),
+    "benchmark": ("measure", "Time every file on the device, the teacher beside it."),
     "score": ("gate", "Score every file on the test split and judge the budgets."),
     "report": ("report", "Write the report (running what is missing)."),
 }
@@ -160,6 +161,7 @@ for _verb, (_until, _help) in STAGE_VERBS.items():
 
 app.command()(models)
 app.command()(doctor)
+app.add_typer(devices, name="devices")
 
 
 @app.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distilledge.pipeline.recipe import Recipe, Training
-from distilledge.pipeline.run import local_card
+from distilledge.pipeline.run import device_card
 from distilledge.pipeline.steps import Step, steps
 from distilledge.pipeline.store import Store, explain
 
@@ -28,7 +28,7 @@ def plan(recipe: Recipe, work: Path) -> list[PlanRow]:
     """One row for each step, in order. Reads the data's bytes to hash them; builds nothing."""
     store = Store(work / "store")
     previous = _previous(work / "runs" / recipe.name / "run.json")
-    return [_row(recipe, store, step, previous.get(step.name)) for step in steps(recipe, local_card())]
+    return [_row(recipe, store, step, previous.get(step.name)) for step in steps(recipe, device_card(recipe))]
 
 
 def _previous(path: Path) -> dict[str, dict[str, Any]]:

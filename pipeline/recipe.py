@@ -145,6 +145,8 @@ class Verify(Value):
 
 
 class Measure(Value):
+    device: str = "local"
+    """Where files are timed and scored: ``local``, this machine, or a name of devices.yaml."""
     samples: Count = 1024
     """Timed inferences of each file at least (MLPerf Mobile)."""
     min_seconds: NotNegative = 60.0

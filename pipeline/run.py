@@ -34,7 +34,7 @@ def run(
     directory = work / "runs" / recipe.name
     directory.mkdir(parents=True, exist_ok=True)
     with run_lock(directory):
-        chain = Chain(recipe, Store(work / "store"), steps(recipe, local_card()), report)
+        chain = Chain(recipe, Store(work / "store"), steps(recipe, device_card(recipe)), report)
         try:
             _run_steps(chain, until)
         finally:
@@ -54,12 +54,15 @@ def is_trained(recipe: Recipe, work: Path) -> bool:
     )
 
 
-def local_card() -> dict[str, Any]:
-    """The stable part of this machine's device card: it enters the cache key of measurements."""
-    from distilledge.targets.devices.local import LocalDevice
+def device_card(recipe: Recipe) -> dict[str, Any]:
+    """The stable part of the device's card: it enters the cache key of what is measured there."""
+    from distilledge.pipeline.inventory import LOCAL, opened
 
-    facts = LocalDevice().facts()
-    return {key: facts.get(key) for key in ("cpu_model", "cpu_flags", "cpu_count", "machine")}
+    name = recipe.measure.device
+    with opened(name) as device:
+        facts = device.facts()
+    keys = ("cpu_model", "cpu_flags", "cpu_count", "machine")
+    return {key: facts.get(key) for key in (keys if name == LOCAL else (*keys, "board", "packages"))}
 
 
 def _run_steps(chain: Chain, until: str) -> None:

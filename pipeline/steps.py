@@ -85,7 +85,8 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     verify = _step("verify", "verify", _downstream(recipe, data, exports, "verify"))
     measured = [e for e in exports if e.role != "control"]
     measure = _step("measure", "measure", {**_downstream(recipe, data, measured, "measure"), "device": device_card})
-    predicts = [_predict(data, e) for e in exports]
+    elsewhere = {} if recipe.measure.device == "local" else {"device": device_card}
+    predicts = [_predict(data, e, elsewhere) for e in exports]
     score = _step("score", "score", {p.name: p.fingerprint for p in predicts})
     gate = _step("gate", "gate", _gate_inputs(recipe, score, measure))
     models = [step for step in (first, teacher, second, *trained[1:]) if step is not None]
@@ -262,7 +263,8 @@ def export_packages(recipe: Recipe, runtime: str) -> tuple[str, ...]:
 
 
 def _downstream(recipe: Recipe, data: Step, exports: list[Step], part: str) -> dict[str, Any]:
-    other = {"lengths"} if part == "measure" and not recipe.is_text else set()
+    other = {"device"} if part == "measure" else set()  # its card stands beside
+    other |= {"lengths"} if part == "measure" and not recipe.is_text else set()
     return {
         "data": data.fingerprint,
         part: getattr(recipe, part).model_dump(mode="json", exclude=other),
@@ -270,8 +272,8 @@ def _downstream(recipe: Recipe, data: Step, exports: list[Step], part: str) -> d
     }
 
 
-def _predict(data: Step, export: Step) -> Step:
-    inputs = {"data": data.fingerprint, "export": export.fingerprint, "split": "test"}
+def _predict(data: Step, export: Step, device: dict[str, Any]) -> Step:
+    inputs = {"data": data.fingerprint, "export": export.fingerprint, "split": "test", **device}
     name = export.name.replace("export-", "predict-", 1)
     return _step(name, "predict", inputs, role=export.role, runtime=export.runtime, optional=export.optional)
 

@@ -183,3 +183,7 @@ class Predictions(Value):
     seconds: float
     outcomes: str | None = None
     """Of texts: a .npz beside, the counts and answers that the logits come to (``pipeline.outcomes``)."""
+    host_agreement: float | None = None
+    """Share of the rows (0..1) that the same file answers equally on this machine; None: they were made here."""
+    host_max_abs: float | None = None
+    """Largest difference of two logits of the same file here and there."""

@@ -122,6 +122,7 @@ def test_failure_of_a_report_is_exit_4() -> None:
     assert str(problem) == "error[E4502] onnx: missing\nhint: pip install onnx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "openvino", "tflite"])
 def test_tiny_model_runs_in_each_runtime(name: str) -> None:
     outcome = trial.attempt(name)

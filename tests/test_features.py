@@ -21,6 +21,7 @@ def hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [("test_efficientnet", 160), ("test_vit", 160), ("test_convnext", 160), ("swin_tiny_patch4_window7_224", 224)],

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from distilledge.models import vision
 
+pytestmark = pytest.mark.slow
+
 REVISION = "a" * 40
 MODEL = "test_efficientnet"
 CREATE = f"""

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilledge.models.errors import UsageError
@@ -336,6 +336,7 @@ RECIPES = st.builds(
 )
 
 
+@settings(max_examples=40)
 @given(RECIPES, st.booleans())
 def test_a_recipe_survives_writing_and_reading(
     tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, comments: bool

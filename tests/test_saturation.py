@@ -18,6 +18,8 @@ from distilledge.targets.base import Deployable
 from distilledge.targets.ondevice.session import open_session
 from distilledge.targets.saturation import saturates
 
+pytestmark = pytest.mark.slow
+
 SIZE, CLASSES = 16, 3
 OLD = {"machine": "x86_64", "cpu_flags": ["avx2"]}
 NEW = {"machine": "x86_64", "cpu_flags": ["avx2", "avx512_vnni"]}

@@ -26,6 +26,8 @@ from distilledge.targets.ondevice.session import open_session
 from distilledge.targets.saturation import saturates
 from distilledge.targets.tflite_file import read_graph
 
+pytestmark = pytest.mark.slow
+
 SIZE, CLASSES = 32, 7
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

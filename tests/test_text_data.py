@@ -427,6 +427,7 @@ def accuracy(difficulty: float) -> float:
     return float(model.score(vectors.transform(texts[1900:]), labels[1900:]))
 
 
+@pytest.mark.slow
 def test_a_bag_of_words_reads_nine_tickets_of_ten() -> None:
     assert 0.86 <= accuracy(0.3) <= 0.94
     assert accuracy(1.0) < 0.8
@@ -546,6 +547,7 @@ def test_any_texts_give_a_recipe(tmp_path_factory: pytest.TempPathFactory, texts
 # Real sets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "column", "classes", "counts", "twice"),
     [("banking77", "category", 77, (10003, 3080), 7), ("trec", "coarse", 6, (5452, 500), 11)],

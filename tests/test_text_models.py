@@ -244,6 +244,7 @@ def test_output_weights_are_the_embeddings_themselves(kind: str) -> None:
     assert (changed > 1e-5).sum() == 1
 
 
+@pytest.mark.slow
 def test_a_language_model_learns_to_fill_the_gap() -> None:
     torch.manual_seed(0)
     net = tiny(task="masked-language-modelling", layers=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)

@@ -62,7 +62,8 @@ def recipe(task: str = TASKS[0], *, teacher: dict | None = None, student: dict |
     parts = {}
     for name, fields, changes in (("teacher", own, teacher or {}), ("student", shared, student or {})):
         changed = {"model": "bert", **{k: v for k, v in changes.items() if k not in ("text", "training")}}
-        changed["text"] = {**fields, **changes.get("text", {})}
+        own_sizes = {"config": {}} if changed["model"] == "teacher" else {}
+        changed["text"] = {**fields, **own_sizes, **changes.get("text", {})}
         changed["training"] = {**PLAIN, **changes.get("training", {})}
         parts[name] = changed
     data = {"tickets": {"count": 90, "difficulty": 0.0}, "calibration": 8}
@@ -151,6 +152,7 @@ def judged(trained: Taught, texts: Texts) -> dict[str, float]:
 # --- it learns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_teaches_its_student(task: str, made: Any, tmp_path: Path) -> None:
     texts: Texts = made(task)
@@ -216,6 +218,7 @@ def train_stage(kind: str, texts: Texts, tmp_path: Path, name: str, report: Any 
     return out / "model.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STAGES)
 def test_broken_off_and_resumed_gives_the_same_bits(
     kind: str, tickets: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -584,6 +587,7 @@ def test_a_student_with_adapters(tickets: Texts, tmp_path: Path) -> None:
     assert judged((found, out), tickets) == pytest.approx(found.validation, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -629,6 +633,7 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "objective"), [("bert", "mlm"), ("gpt2", "causal")])
 def test_a_language_model_learns_its_corpus(kind: str, objective: str, tickets: Texts, tmp_path: Path) -> None:
     """``auto`` picks what the architecture is made for."""
@@ -701,6 +706,22 @@ def test_a_student_of_the_teacher_s_layers_is_pretrained_too(tickets: Texts, tmp
     assert found.architecture["task"] == "masked-language-modelling"
     student, _ = teach(tickets, given, tmp_path, pretrained=(found, out))
     assert student.architecture["task"] == "text-classification"
+
+
+def test_a_student_sliced_out_of_the_teacher(tickets: Texts, tmp_path: Path) -> None:
+    """Its states are those of the teacher along fewer directions; what the device gets is an ordinary network."""
+    text_of = {"layers": [1], "config": {"hidden_size": 16}, "vocabulary": 60}
+    given = recipe(student={"model": "teacher", "text": text_of})
+    here = stage(tickets, given, tmp_path)
+    first, again = (
+        text_start.start(here, given.task, parent=tickets.teacher, pretrained=None).net.state_dict() for _ in range(2)
+    )
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    found, out = teach(tickets, given, tmp_path)
+    config = found.architecture["config"]
+    assert (config["hidden_size"], config["num_attention_heads"], config["num_hidden_layers"]) == (16, 1, 1)
+    assert weights(out)["backbone.embeddings.word_embeddings.weight"].shape == (60, 16)
+    assert judged((found, out), tickets) == pytest.approx(found.validation, abs=1e-4)
 
 
 LANGUAGE_REFUSED: dict[str, tuple[str, dict[str, Any]]] = {

@@ -30,6 +30,8 @@ from distilledge.pipeline.training.events import ProgressEvent, silent
 from distilledge.pipeline.training.learner import Learner
 from distilledge.pipeline.training.teacher import finetune
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("flat", "rows", "columns")
 SPLITS = {"train": 36, "validation": 12}
 
@@ -141,7 +143,6 @@ def test_weights_that_changed_are_refused(teacher: tuple[Checkpoint, Path], tmp_
         checkpoints.load(found, tmp_path / "nowhere")
 
 
-@pytest.mark.slow
 def test_student_is_taught_and_control_is_not(teacher: tuple[Checkpoint, Path], data: Path, tmp_path: Path) -> None:
     made = recipe(distill={"hard_weight": 0.0})
     out, partial = folders(tmp_path)
@@ -152,7 +153,6 @@ def test_student_is_taught_and_control_is_not(teacher: tuple[Checkpoint, Path], 
     assert student.epochs == alone.epochs == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kl", "dkd", "dist", "kl_standardised", "hint", "attention", "relational"])
 def test_every_loss_trains(loss: str, teacher: tuple[Checkpoint, Path], data: Path, tmp_path: Path) -> None:
     made = recipe(student={"epochs": 1}, distill={"losses": [{"name": loss}]})
@@ -176,7 +176,6 @@ def test_unknown_loss_is_refused(teacher: tuple[Checkpoint, Path], data: Path, t
         )
 
 
-@pytest.mark.slow
 def test_pictures_without_labels_teach(teacher: tuple[Checkpoint, Path], data: Path, tmp_path: Path) -> None:
     """They add steps to the student, not to the control."""
     more = Path(shutil.copytree(data, tmp_path / "more"))
@@ -197,7 +196,6 @@ def test_pictures_without_labels_teach(teacher: tuple[Checkpoint, Path], data: P
 # --- the same bits again
 
 
-@pytest.mark.slow
 def test_neither_workers_nor_cache_change_anything(data: Path, tmp_path: Path) -> None:
     augmented = {"augment": {"mixup": 0.2, "cutmix": 1.0, "randaugment": {"operations": 1}}, "epochs": 1}
     found = [
@@ -246,7 +244,6 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
 RESUMED = {"checkpoint_every": 2, "ema": 0.9, "augment": {"mixup": 0.2}, "epochs": 3}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_and_resumed_gives_the_same_bits(workers: int, data: Path, tmp_path: Path) -> None:
     """F3: kill -9 in the first epoch, between epochs and in the last, in one training; dropout is on."""
@@ -284,7 +281,6 @@ def test_a_damaged_or_foreign_state_is_not_used(data: Path, tmp_path: Path) -> N
     assert len(events) == 10
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_one_signal_saves_and_stops(number: int, code: int, data: Path, tmp_path: Path) -> None:
     """F15, in this process: the handlers are ours for the length of the training only."""
@@ -305,7 +301,6 @@ def test_one_signal_saves_and_stops(number: int, code: int, data: Path, tmp_path
     assert resumed.weights_sha256 == control(data, tmp_path, made, "b").weights_sha256
 
 
-@pytest.mark.slow
 def test_two_signals_end_at_once(data: Path, tmp_path: Path) -> None:
     made = recipe(student={"epochs": 1})
     process = start(made, data, *folders(tmp_path), "train.step@2:sleep:60")
@@ -459,7 +454,6 @@ def test_best_and_last_differ(data: Path, tmp_path: Path) -> None:
     assert best.validation["accuracy"] >= last.validation["accuracy"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -483,7 +477,6 @@ def test_every_option_trains(changes: dict, data: Path, tmp_path: Path) -> None:
     assert found.epochs == 2
 
 
-@pytest.mark.slow
 def test_accumulation_is_one_large_batch(data: Path, tmp_path: Path) -> None:
     """The gradient of 2 x 6 pictures is that of 12, for a model without batch statistics."""
     made = [
@@ -501,7 +494,6 @@ def test_accumulation_is_one_large_batch(data: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(value, found[1][key], rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.slow
 def test_compiled_training_runs(data: Path, tmp_path: Path) -> None:
     fields = recipe(student={"compile": True, "epochs": 1}).model_dump(by_alias=True)
     fields["student"]["model"] = "test_vit"
@@ -512,7 +504,6 @@ def test_compiled_training_runs(data: Path, tmp_path: Path) -> None:
 # --- many processes
 
 
-@pytest.mark.slow
 def test_two_processes_train_what_one_does(
     teacher: tuple[Checkpoint, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -532,7 +523,6 @@ def test_two_processes_train_what_one_does(
         torch.testing.assert_close(value, weights(two[0])[key], rtol=1e-3, atol=5e-4)
 
 
-@pytest.mark.slow
 def test_a_refusal_in_a_process_is_the_parent_s(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(many, "process_count", lambda settings: 2)
     with pytest.raises(MissingPackageError, match="fp16 needs a GPU"):

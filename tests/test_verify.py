@@ -64,6 +64,7 @@ def climb(model: nn.Module, out: Path, files: dict[Precision, Path], limits: Ver
     return ladder(model, PictureRows(pictures(), SPEC), result, out, limits or Verify())
 
 
+@pytest.mark.slow
 def test_a_sound_export_holds_on_every_rung(tmp_path: Path) -> None:
     model, target = network(), get("onnx")
     fp32 = target.export(model, deployable(), tmp_path)
@@ -100,6 +101,7 @@ class Reversed(nn.Module):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrapper", "mistake"), [(Twice, "normalised twice"), (Reversed, "channels reversed")])
 def test_a_wrong_input_is_classed_as_preprocess(tmp_path: Path, wrapper: type[nn.Module], mistake: str) -> None:
     model = network()
@@ -110,6 +112,7 @@ def test_a_wrong_input_is_classed_as_preprocess(tmp_path: Path, wrapper: type[nn
     assert mistake in (broken.first_divergent or "")
 
 
+@pytest.mark.slow
 def test_a_wrong_weight_is_an_export_op_and_its_module_is_named(tmp_path: Path) -> None:
     model = network()
     fp32 = get("onnx").export(model, deployable(), tmp_path)
@@ -121,6 +124,7 @@ def test_a_wrong_weight_is_an_export_op_and_its_module_is_named(tmp_path: Path) 
     assert (broken.holds, broken.fault_class, broken.first_divergent) == (False, "export op", "2")
 
 
+@pytest.mark.slow
 def test_calibration_on_the_wrong_pictures_is_an_activation_range(tmp_path: Path) -> None:
     model, target = network(), get("onnx")
     fp32 = target.export(model, deployable(), tmp_path)

@@ -104,6 +104,7 @@ def test_head_can_be_named_and_reset() -> None:
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mobilenetv1_025", "tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_100", "deit_tiny_patch16_224"]
 )
@@ -154,6 +155,7 @@ def test_position_embeddings_are_resampled(tmp_path: Path) -> None:
     assert state["pos_embed"].shape != model.state_dict()["pos_embed"].shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file", "classes", "size", "head"),
     [

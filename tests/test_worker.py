@@ -31,9 +31,10 @@ from distilledge.models.errors import (
     ResourceError,
 )
 from distilledge.targets import ondevice
-from distilledge.targets.devices import DEVICES
+from distilledge.targets.devices import DEVICES, Device, ssh
 from distilledge.targets.devices.base import refusal
-from distilledge.targets.devices.local import LocalDevice, LocalWorker
+from distilledge.targets.devices.local import LocalDevice
+from distilledge.targets.devices.process import WorkerProcess
 from distilledge.targets.ondevice.preprocess import InputSpec, preprocess
 from distilledge.targets.ondevice.session import open_session
 from distilledge.targets.ondevice.text import TextSpec, write_rows
@@ -89,7 +90,7 @@ def pictures(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def worker() -> Iterator[LocalWorker]:
+def worker() -> Iterator[WorkerProcess]:
     with LocalDevice().start() as started:
         yield started
 
@@ -111,7 +112,7 @@ def raw_worker(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
 
 
-def test_load_time_and_score(worker: LocalWorker, model: Path, pictures: list[str], tmp_path: Path) -> None:
+def test_load_time_and_score(worker: WorkerProcess, model: Path, pictures: list[str], tmp_path: Path) -> None:
     loaded = worker.request(load_request(model), 60)
     assert loaded["input_shape"] == [1, SIDE, SIDE, 3]
     assert loaded["execution_precision"] == "f32"
@@ -141,7 +142,7 @@ def test_load_time_and_score(worker: LocalWorker, model: Path, pictures: list[st
 @pytest.mark.parametrize(
     "name", ["coral/mobilenet_v1_0.25_128_quant.tflite", "coral/tf2_mobilenet_v2_1.0_224_ptq.tflite"]
 )
-def test_foreign_tflite(worker: LocalWorker, shared: Path, tmp_path: Path, name: str) -> None:
+def test_foreign_tflite(worker: WorkerProcess, shared: Path, tmp_path: Path, name: str) -> None:
     """A cat is a cat (ImageNet 282 to 286, one later for the background class), on the device as in this process."""
     models = shared / "data" / "edge-models"
     loaded = worker.request(load_request(models / name, "tflite"), 60)
@@ -156,7 +157,7 @@ def test_foreign_tflite(worker: LocalWorker, shared: Path, tmp_path: Path, name:
     np.testing.assert_array_equal(logits, here)
 
 
-def test_facts(worker: LocalWorker) -> None:
+def test_facts(worker: WorkerProcess) -> None:
     facts = worker.request({"op": "facts"}, 60)
     assert facts["card"]["cpu_count"] >= 1
     assert facts["card"]["emulated"] in (True, False)
@@ -165,7 +166,7 @@ def test_facts(worker: LocalWorker) -> None:
     assert facts["counters"]["all_ticks"] > 0
 
 
-def test_changed_model_is_not_loaded(worker: LocalWorker, model: Path) -> None:
+def test_changed_model_is_not_loaded(worker: WorkerProcess, model: Path) -> None:
     request = load_request(model)
     data = bytearray(model.read_bytes())
     data[-20] ^= 1
@@ -178,7 +179,7 @@ def test_changed_model_is_not_loaded(worker: LocalWorker, model: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"<html></html>", b"\x08\x0a truncated"])
-def test_invalid_model_is_rejected_and_the_worker_lives(worker: LocalWorker, tmp_path: Path, content: bytes) -> None:
+def test_invalid_model_is_rejected_and_the_worker_lives(worker: WorkerProcess, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.onnx"
     path.write_bytes(content)
     with pytest.raises(RejectedError, match="the runtime failed in load"):
@@ -186,7 +187,7 @@ def test_invalid_model_is_rejected_and_the_worker_lives(worker: LocalWorker, tmp
     assert worker.request({"op": "facts"}, 60)["ok"]
 
 
-def test_bad_picture_is_named(worker: LocalWorker, model: Path, pictures: list[str], tmp_path: Path) -> None:
+def test_bad_picture_is_named(worker: WorkerProcess, model: Path, pictures: list[str], tmp_path: Path) -> None:
     worker.request(load_request(model), 60)
     Path(pictures[2]).write_bytes(b"<html>")
     out = tmp_path / "logits.npy"
@@ -196,7 +197,7 @@ def test_bad_picture_is_named(worker: LocalWorker, model: Path, pictures: list[s
 
 
 @pytest.mark.parametrize("request_", [{"op": "dance"}, {"op": "block", "n": "many"}, {"op": "load"}])
-def test_nonsense_is_answered(worker: LocalWorker, request_: dict[str, Any]) -> None:
+def test_nonsense_is_answered(worker: WorkerProcess, request_: dict[str, Any]) -> None:
     with pytest.raises(RejectedError):
         worker.request(request_, 10)
     assert worker.request({"op": "facts"}, 60)["ok"]
@@ -306,10 +307,10 @@ def test_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
 
 
 def test_worker_runs_from_a_pushed_folder(tmp_path: Path) -> None:
-    """Five files and nothing of ours around them; files named like standard modules do no harm."""
+    """The files that are sent and nothing of ours around them; files named like standard modules do no harm."""
     source, folder = Path(ondevice.__path__[0]), tmp_path / "pushed"
     folder.mkdir()
-    for name in ("worker.py", "session.py", "preprocess.py", "text.py", "facts.py", "files.py"):
+    for name in ssh.SENT:
         shutil.copy(source / name, folder)
     (folder / "inspect.py").write_text("raise RuntimeError('not this one')\n")
     model = tiny_onnx(tmp_path / "model.onnx")
@@ -330,10 +331,14 @@ def test_missing_runtime_is_exit_4() -> None:
 
 def test_every_device_has_the_names_of_device() -> None:
     assert DEVICES
+    names = [name for name in vars(Device) if not name.startswith("_")]
+    assert {"push", "pull", "scratch", "start", "facts", "clean", "close"} <= set(names)
     for make in DEVICES.values():
-        device = make()
-        assert device.facts()["cpu_count"] >= 1
-        device.close()
+        assert all(callable(getattr(make, name)) for name in names)
+    device = DEVICES["local"]()
+    assert device.facts()["cpu_count"] >= 1
+    assert device.clean() == 0
+    device.close()
 
 
 # ---- texts
@@ -387,7 +392,7 @@ TEXTS = ["my card lost", "card", "", "lost lost lost lost lost lost"]
 IDS = [[4, 3, 2], [3], [0], [2, 2, 2, 2]]
 
 
-def test_texts_are_timed_and_scored(worker: LocalWorker, tokenizer: Path, tmp_path: Path) -> None:
+def test_texts_are_timed_and_scored(worker: WorkerProcess, tokenizer: Path, tmp_path: Path) -> None:
     rows, out = tmp_path / "rows.jsonl", tmp_path / "logits.npy"
     write_rows([{"text": text} for text in TEXTS], rows)
     texts = {"texts": str(rows), "spec": text_spec(tokenizer)}
@@ -405,7 +410,7 @@ def test_texts_are_timed_and_scored(worker: LocalWorker, tokenizer: Path, tmp_pa
 
 @pytest.mark.parametrize("buckets", [(), (2, 4)])
 def test_logits_of_tokens_end_with_zeros(
-    worker: LocalWorker, tokenizer: Path, tmp_path: Path, buckets: tuple[int, ...]
+    worker: WorkerProcess, tokenizer: Path, tmp_path: Path, buckets: tuple[int, ...]
 ) -> None:
     rows, out = tmp_path / "rows.jsonl", tmp_path / "logits.npy"
     write_rows([{"text": text} for text in TEXTS], rows)
@@ -416,7 +421,7 @@ def test_logits_of_tokens_end_with_zeros(
     np.testing.assert_array_equal(np.load(out)[..., 0], padded)
 
 
-def test_a_bad_text_is_named(worker: LocalWorker, tokenizer: Path, tmp_path: Path) -> None:
+def test_a_bad_text_is_named(worker: WorkerProcess, tokenizer: Path, tmp_path: Path) -> None:
     worker.request(load_text(text_onnx(tmp_path / "model.onnx"), tokenizer), 60)
     rows, out = tmp_path / "rows.jsonl", tmp_path / "logits.npy"
     score = {"op": "score", "texts": str(rows), "spec": text_spec(tokenizer), "out": str(out)}
@@ -430,7 +435,7 @@ def test_a_bad_text_is_named(worker: LocalWorker, tokenizer: Path, tmp_path: Pat
     assert not out.exists()
 
 
-def test_another_tokenizer_is_not_used(worker: LocalWorker, tokenizer: Path, tmp_path: Path) -> None:
+def test_another_tokenizer_is_not_used(worker: WorkerProcess, tokenizer: Path, tmp_path: Path) -> None:
     request = load_text(text_onnx(tmp_path / "model.onnx"), tokenizer)
     rows = tmp_path / "rows.jsonl"
     write_rows([{"text": "card"}], rows)

@@ -4,5 +4,9 @@ from collections.abc import Callable
 
 from distilledge.targets.devices.base import Device
 from distilledge.targets.devices.local import LocalDevice
+from distilledge.targets.devices.ssh import SshDevice
 
-DEVICES: dict[str, Callable[[], Device]] = {"local": LocalDevice}
+__all__ = ["DEVICES", "Device"]
+
+DEVICES: dict[str, Callable[..., Device]] = {"local": LocalDevice, "ssh": SshDevice}
+"""The seam to a place where a model runs: it receives files and runs the worker. By kind; arguments are the kind's."""

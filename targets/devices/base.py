@@ -20,6 +20,17 @@ from distilledge.models.errors import (
 Message = dict[str, Any]
 PACKAGES = {"PIL": "pillow", "ai_edge_litert": "ai-edge-litert", "tflite_runtime": "ai-edge-litert"}
 """Module -> distribution, where the names differ."""
+ON_DEVICE = {
+    "integrity": ("not the file that was asked for", "E7020", "export the model again; the file changed since"),
+    "picture": ("picture refused on the device", "E3020", "remove it, or run the data audit again"),
+    "text": ("text refused on the device", "E3023", "remove it, or run the data audit again"),
+    "busy": ("the device is in use", "E6023", "wait for that run to end"),
+    "space": ("no space left on the device", "E6024", "free some, or set another folder in devices.yaml"),
+    "read-only": ("the device's folder cannot be written", "E6025", "set another folder in devices.yaml"),
+    "damaged": ("a file was damaged on its way to the device", "E6026", "run it again"),
+}
+"""Kinds of refusals by ``ondevice/worker.py`` and ``ondevice/post.py``."""
+ERRORS = {"E3": RejectedError, "E6": DeviceError, "E7": IntegrityError}
 REFUSALS = ("SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE")
 """Signals by which a runtime dies of its model or of the CPU."""
 
@@ -71,25 +82,23 @@ class Device(Protocol):
     def facts(self) -> Message:
         """The device card (``ondevice.facts.device_card``)."""
 
+    def clean(self) -> int:
+        """Remove what was ever sent there; bytes that became free."""
+
     def close(self) -> None: ...
 
 
 def refusal(answer: Message) -> DistilledgeError:
     """The error that a worker's error record means."""
     kind, text, op = answer.get("kind"), " ".join(str(answer.get("text", "")).split()), answer.get("op")
-    if kind == "integrity":
-        return IntegrityError("E7020", text, "export the model again; the file changed after it was made")
-    if kind == "picture":
-        return RejectedError(
-            "E3020", f"picture refused on the device: {text}", "remove it, or run the data audit again"
-        )
-    if kind == "text":
-        return RejectedError("E3023", f"text refused on the device: {text}", "remove it, or run the data audit again")
     if kind == "missing":
         package = PACKAGES.get(text.partition(".")[0], text.partition(".")[0])
         return MissingPackageError("E4020", f"the device has no package {package}", f"pip install {package}")
     if kind == "memory":
         return ResourceError("E9020", f"out of memory in {op}: {text}", "use a smaller model or raise the memory limit")
+    if kind in ON_DEVICE:
+        what, code, hint = ON_DEVICE[kind]
+        return ERRORS[code[:2]](code, f"{what}: {text}", hint)
     return RejectedError("E3021", f"the runtime failed in {op}: {text}", "check the file with: distilledge inspect")
 
 

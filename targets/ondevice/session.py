@@ -12,12 +12,13 @@ Choices that decide the figures, measured on two x86 cores:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +28,8 @@ FloatArray = npt.NDArray[np.float32]
 Rows = Sequence[npt.NDArray[Any]] | npt.NDArray[Any]
 """Pictures uint8 (H, W, 3), also as one array (N, H, W, 3); or texts int32 (L,), padded to a length the file has."""
 
+PACKAGES_OF = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "tflite": ("ai-edge-litert", "tflite-runtime")}
+"""Runtime -> the distributions that may bring it, the first that is there."""
 LENGTH = "length_"
 """What the name of a TFLite signature begins with; then the number of tokens it takes."""
 
@@ -70,6 +73,15 @@ def import_runtime(runtime: str) -> Any:
         if not (error.name or "").startswith("ai_edge_litert"):
             raise
         return import_module("tflite_runtime.interpreter")
+
+
+def installed_version(runtime: str) -> str:
+    """``name version`` of the runtime's distribution, once its module can be imported."""
+    import_runtime(runtime)
+    for package in PACKAGES_OF[runtime]:
+        with contextlib.suppress(PackageNotFoundError):
+            return f"{package} {version(package)}"
+    return runtime
 
 
 def usable_cores() -> int:

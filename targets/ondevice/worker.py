@@ -1,7 +1,7 @@
 """The program that runs on a device: it loads one model and times or scores it on request.
 
-``python worker.py [--silence SECONDS] [--memory BYTES]``, from a folder that holds this file and those beside it;
-needs numpy, Pillow and one runtime, and for texts tokenizers.
+``python worker.py [--silence SECONDS] [--watch SECONDS] [--memory BYTES]``, from a folder that holds this file and
+those beside it; needs numpy, Pillow and one runtime, and for texts tokenizers.
 
 Requests name pictures by ``files`` and ``spec``; texts by ``texts`` (a file of JSON lines), ``spec`` and, where only
 some of them are meant, ``start`` and ``count``.
@@ -9,12 +9,14 @@ some of them are meant, ``start`` and ``count``.
 One JSON object per line on stdin, ``{"id": 1, "op": "load", ...}``; one answer per request on stdout, ``{"id": 1, "ok":
 true, ...}`` or ``{"id": 1, "ok": false, "kind": ..., "text": ...}``. Long requests also print ``{"progress": n}``.
 ``{"op": "beat"}`` is not answered. The last line is always ``{"end": reason}``: without it the worker was killed.
-The worker ends at the end of stdin (also while busy) and after ``--silence`` seconds without a line while idle.
+The worker ends at the end of stdin (also while busy) and after ``--silence`` seconds without a line while idle, or
+``--watch`` seconds even while busy: over a network the end of stdin may never come.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import json
 import os
@@ -35,9 +37,10 @@ import numpy as np
 if __package__:
     from distilledge.targets.ondevice import facts
     from distilledge.targets.ondevice.files import IntegrityMismatch, check_integrity, timed, write_array
-    from distilledge.targets.ondevice.preprocess import BadPicture, InputSpec, preprocess
-    from distilledge.targets.ondevice.session import Session, import_runtime, open_session, stack
-    from distilledge.targets.ondevice.text import BadText, TextEncoder, TextSpec, WrongTokenizer, pad, read_rows
+    from distilledge.targets.ondevice.preprocess import BadPicture
+    from distilledge.targets.ondevice.rows import Pictures, Texts
+    from distilledge.targets.ondevice.session import Session, import_runtime, installed_version, open_session, stack
+    from distilledge.targets.ondevice.text import BadText, WrongTokenizer, pad
 else:
     import facts  # type: ignore[import-not-found,no-redef]
     from files import (  # type: ignore[import-not-found,no-redef]
@@ -46,19 +49,18 @@ else:
         timed,
         write_array,
     )
-    from preprocess import BadPicture, InputSpec, preprocess  # type: ignore[import-not-found,no-redef]
-    from session import Session, import_runtime, open_session, stack  # type: ignore[import-not-found,no-redef]
-    from text import (  # type: ignore[import-not-found,no-redef]
-        BadText,
-        TextEncoder,
-        TextSpec,
-        WrongTokenizer,
-        pad,
-        read_rows,
+    from preprocess import BadPicture  # type: ignore[import-not-found,no-redef]
+    from rows import Pictures, Texts  # type: ignore[import-not-found,no-redef]
+    from session import (  # type: ignore[import-not-found,no-redef]
+        Session,
+        import_runtime,
+        installed_version,
+        open_session,
+        stack,
     )
+    from text import BadText, WrongTokenizer, pad  # type: ignore[import-not-found,no-redef]
 
 Message = dict[str, Any]
-Array = np.ndarray[Any, Any]
 GRACE_SECONDS = 2.0
 """After the end of stdin, a request in progress gets so long before the process ends."""
 PROGRESS_SECONDS = 1.0
@@ -79,6 +81,7 @@ class Worker:
             "block": self.block,
             "end_to_end": self.end_to_end,
             "score": self.score,
+            "runtime": lambda request: {"runtime_version": installed_version(request["runtime"])},
             "facts": lambda _: {"card": facts.device_card(), "counters": facts.counters()},
         }
 
@@ -183,46 +186,6 @@ class Worker:
             yield row
 
 
-class Pictures:
-    """The picture files that a request names."""
-
-    longest = 0
-
-    def __init__(self, request: Message) -> None:
-        self.rows: list[Any] = request["files"]
-        self.spec = InputSpec.from_dict(request["spec"])
-
-    def name(self, index: int) -> str:
-        return str(self.rows[index])
-
-    def predict(self, session: Session, row: Any) -> Array:
-        """Logits (classes,)."""
-        logits: Array = session.run(preprocess(row, self.spec)[None])[0]
-        return logits
-
-
-class Texts:
-    """The texts that a request names."""
-
-    def __init__(self, request: Message, tokenizer: str) -> None:
-        if not tokenizer:
-            raise ValueError("no tokenizer is loaded")
-        self.spec = TextSpec.from_dict(request["spec"])
-        self.longest, self.start = self.spec.max_length, request.get("start", 0)
-        rows = read_rows(request["texts"])
-        self.rows: list[Any] = rows[self.start : self.start + request.get("count", len(rows))]
-        self.read = TextEncoder(tokenizer, self.spec).encode
-
-    def name(self, index: int) -> str:
-        return f"text {self.start + index}"
-
-    def predict(self, session: Session, row: Any) -> Array:
-        """Logits (classes,), or of the real tokens (L, K)."""
-        ids = self.read(row)
-        logits: Array = session.run([pad(ids, self.spec)])[0]
-        return logits if logits.ndim == 1 else logits[: len(ids)]
-
-
 def answer(worker: Worker, request: Message) -> Message:
     """The device boundary: whatever goes wrong becomes an error record."""
     worker.row = ""
@@ -243,12 +206,17 @@ def answer(worker: Worker, request: Message) -> Message:
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         kind = "memory" if "bad alloc" in text.lower() or "bad_alloc" in text else "runtime"
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            kind = "space"
     return {"id": request.get("id"), "ok": False, "kind": kind, "text": text[:4000], "op": request.get("op")}
 
 
-def read_requests(source: IO[str], requests: queue.Queue[Message | None], report: Callable[[Message], None]) -> None:
+def read_requests(
+    source: IO[str], requests: queue.Queue[Message | None], report: Callable[[Message], None], heard: Callable[[], None]
+) -> None:
     """Fill the queue; None at the end of stdin, after which the process ends even if a request hangs."""
     for line in source:
+        heard()
         try:
             requests.put(json.loads(line))
         except ValueError:
@@ -259,7 +227,24 @@ def read_requests(source: IO[str], requests: queue.Queue[Message | None], report
     os._exit(0)
 
 
-def serve(source: IO[str], sink: IO[str], silence: float) -> str:
+class Watch:
+    """Ends the process ``seconds`` after the last line that was heard; 0: never."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+        if seconds:
+            threading.Thread(target=self._look, daemon=True).start()
+
+    def heard(self) -> None:
+        self._last = time.monotonic()
+
+    def _look(self) -> None:
+        while time.monotonic() - self._last < self._seconds:
+            time.sleep(min(1.0, self._seconds / 4))
+        os._exit(0)
+
+
+def serve(source: IO[str], sink: IO[str], silence: float, watch: float = 0.0) -> str:
     """Answer requests until close, end of input or silence; return which."""
     lock = threading.Lock()
 
@@ -272,7 +257,7 @@ def serve(source: IO[str], sink: IO[str], silence: float) -> str:
                 return
 
     requests: queue.Queue[Message | None] = queue.Queue()
-    threading.Thread(target=read_requests, args=(source, requests, report), daemon=True).start()
+    threading.Thread(target=read_requests, args=(source, requests, report, Watch(watch).heard), daemon=True).start()
     worker = Worker(report)
     report({"ready": 1, "pid": os.getpid()})
     end = _serve(worker, requests, report, silence)
@@ -301,13 +286,16 @@ def main() -> None:
     parser.add_argument(
         "--silence", type=float, default=300.0, help="seconds without a line before an idle worker ends"
     )
+    parser.add_argument(
+        "--watch", type=float, default=0.0, help="seconds without a line before it ends even while busy; 0: never"
+    )
     parser.add_argument("--memory", type=int, default=0, help="limit of the address space in bytes; 0: none")
     options = parser.parse_args()
     if options.memory:
         resource.setrlimit(resource.RLIMIT_AS, (options.memory, options.memory))
     sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a runtime prints goes to stderr
-    serve(sys.stdin, sink, options.silence)
+    serve(sys.stdin, sink, options.silence, options.watch)
     sys.stdout.flush()
     os._exit(0)  # a runtime's threads cannot hold the process back
 

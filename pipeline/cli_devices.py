@@ -1,0 +1,102 @@
+"""Commands of the inventory of devices."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distilledge.pipeline.cli_lists import Json, table
+
+if TYPE_CHECKING:
+    from distilledge.pipeline.fleet import Examined
+
+app = typer.Typer(help="Your own boards: reach them, look at them, measure on them.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="What recipes call it: `measure.device`.")]
+NO_OPTIONS: list[str] = []
+NO_NAMES: list[str] = []
+
+
+@app.command()
+def add(
+    name: Name,
+    host: Annotated[str, typer.Option(help="As ssh takes it: USER@HOST, or a name of ~/.ssh/config.")],
+    port: Annotated[int | None, typer.Option()] = None,
+    option: Annotated[list[str], typer.Option(help="Of ssh_config, such as IdentityFile=PATH.")] = NO_OPTIONS,
+    python: Annotated[str, typer.Option(help="The interpreter there that has the runtime.")] = "python3",
+    folder: Annotated[str, typer.Option(help="Where files go there.")] = ".cache/distilledge",
+) -> None:
+    """Write a device into devices.yaml."""
+    from distilledge.pipeline import inventory
+
+    entry = inventory.Entry(host=host, port=port, options=tuple(option), python=python, folder=folder)
+    inventory.add(name, entry)
+    typer.echo(f"written: {inventory.place()}\nnext: distilledge devices doctor {name}")
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the devices of devices.yaml."""
+    from distilledge.pipeline import inventory
+
+    found = inventory.load().devices
+    if as_json:
+        typer.echo(json.dumps({name: entry.model_dump() for name, entry in found.items()}))
+        return
+    rows = [(n, e.kind, e.host + (f":{e.port}" if e.port else ""), e.python, e.folder) for n, e in found.items()]
+    table(("device", "kind", "host", "python", "folder"), [("local", "local", "this machine", "", ""), *rows])
+
+
+@app.command()
+def doctor(names: Annotated[list[str], typer.Argument(help="Default: all.")] = NO_NAMES, as_json: Json = False) -> None:
+    """Reach devices, all at once, and say what they are and what is wrong with them."""
+    from distilledge.pipeline.fleet import examine
+
+    reports = examine(names)
+    if as_json:
+        typer.echo(json.dumps([report._asdict() for report in reports]))
+    else:
+        table(
+            ("device", "", "board", "CPU", "cores", "memory", "python", "runtimes"),
+            [(r.name, r.state, *shown(r)) for r in reports],
+        )
+        for report in reports:
+            if report.error:
+                typer.echo(f"{report.name}: {report.error}\nhint: {report.hint}", err=True)
+    worst = next((r for r in reports if r.exit_code), None)
+    if worst:
+        raise typer.Exit(worst.exit_code)
+
+
+def shown(report: Examined) -> tuple[str, ...]:
+    card = report.card
+    if not card:
+        return ("",) * 6
+    return (
+        f"{card['board'] or card['machine']}{' (emulated)' if card['emulated'] else ''}",
+        str(card["cpu_model"]),
+        str(card["cpu_count"]),
+        "?" if card["memory_bytes"] is None else f"{card['memory_bytes'] / 1e9:.1f} GB",
+        card["python"],
+        ", ".join(report.runtimes.values()),
+    )
+
+
+@app.command()
+def clean(name: Name) -> None:
+    """Remove all that was ever sent to a device."""
+    from distilledge.pipeline import inventory
+
+    with inventory.opened(name) as device:
+        freed = device.clean()
+    typer.echo(f"{name}: {freed / 1e6:.1f} MB freed")
+
+
+@app.command()
+def remove(name: Name) -> None:
+    """Take a device out of devices.yaml."""
+    from distilledge.pipeline import inventory
+
+    inventory.remove(name)
+    typer.echo(f"written: {inventory.place()}")

@@ -1,0 +1,118 @@
+"""devices.yaml: the devices of a user by name, and how each is reached."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from distilledge.models.base import Value
+from distilledge.models.errors import UsageError
+from distilledge.pipeline.recipe_paths import near
+from distilledge.pipeline.recipe_yaml import parse
+from distilledge.pipeline.store import atomic_write
+from distilledge.targets.devices import DEVICES, Device
+
+ENVIRONMENT, USUAL = "DISTILLEDGE_DEVICES", Path("devices.yaml")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+LOCAL = "local"
+"""This machine: always there, in no file."""
+HEAD = "# Devices that `measure.device` of a recipe may name. `distilledge devices doctor NAME` looks at one.\n"
+
+
+class Entry(Value):
+    """How a device is reached."""
+
+    kind: Literal["ssh"] = "ssh"
+    host: str
+    """As the ssh client takes it: ``user@host``, or a name of ~/.ssh/config."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    options: tuple[str, ...] = ()
+    """Of ssh_config, such as ``IdentityFile=~/.ssh/board``."""
+    python: str = "python3"
+    """The interpreter there that has the runtime."""
+    folder: str = ".cache/distilledge"
+    """Where files go there, relative to its home or absolute."""
+
+
+class Inventory(Value):
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    devices: dict[Annotated[str, Field(pattern=NAME)], Entry] = {}
+
+
+def place() -> Path:
+    """``DISTILLEDGE_DEVICES``, or devices.yaml in the working directory."""
+    return Path(os.environ.get(ENVIRONMENT) or USUAL)
+
+
+def load() -> Inventory:
+    """Empty where there is no file. Raises ``UsageError`` with the line of every kind of mistake."""
+    path = place()
+    if not path.exists():
+        return Inventory()
+    document = parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        return Inventory.model_validate(document.data or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        line, column = document.place([p for p in first["loc"] if isinstance(p, (str, int))])
+        where = f"{path}:{line}:{column}"
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}: {where}"
+        raise UsageError("E2051", what, "correct that line; docs/devices.md shows every field") from None
+
+
+def save(inventory: Inventory) -> None:
+    from ruamel.yaml import YAML
+
+    devices = {
+        name: {"kind": entry.kind, **entry.model_dump(mode="json", exclude_defaults=True)}
+        for name, entry in inventory.devices.items()
+    }
+    stream = StringIO()
+    YAML().dump({"schema": 1, "devices": devices}, stream)
+    atomic_write(place(), HEAD + stream.getvalue())
+
+
+def add(name: str, entry: Entry) -> None:
+    """Raises ``UsageError`` for a name that is taken or is none."""
+    inventory = load()
+    if not re.match(NAME, name) or name == LOCAL or name in inventory.devices:
+        what = "is not a name" if not re.match(NAME, name) else "is there already"
+        raise UsageError("E2052", f"{name!r} {what}: {place()}", "choose another name, or remove that device first")
+    open_entry(name, entry).close()
+    save(Inventory(devices={**inventory.devices, name: entry}))
+
+
+def remove(name: str) -> None:
+    inventory = load()
+    entry_of(name, inventory)
+    save(Inventory(devices={n: e for n, e in inventory.devices.items() if n != name}))
+
+
+def entry_of(name: str, inventory: Inventory) -> Entry:
+    if name not in inventory.devices:
+        best = near(name, [*inventory.devices, LOCAL])
+        hint = f"did you mean {best}?" if best else f"distilledge devices add {name} --host USER@HOST"
+        raise UsageError("E2053", f"no device {name!r} in {place()}", hint)
+    return inventory.devices[name]
+
+
+def open_entry(name: str, entry: Entry) -> Device:
+    fields: dict[str, Any] = entry.model_dump(exclude={"kind"})
+    return DEVICES[entry.kind](name, **fields)
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Device]:
+    """The device of that name; closed after."""
+    device = DEVICES[LOCAL]() if name == LOCAL else open_entry(name, entry_of(name, load()))
+    try:
+        yield device
+    finally:
+        device.close()
