@@ -223,7 +223,20 @@ def conditions(content: ReportContent) -> Markup:
             [_timing(t, bool(tokens)) for t in content.timings],
             left=("Runtime", "Computes in", "Flags"),
         ),
+        _beside_host(content),
         folded("Device", tree(content.device)),
+    )
+
+
+def _beside_host(content: ReportContent) -> Markup:
+    if not content.beside_host:
+        return NOTHING
+    lines = [(b.name, f"{100 * b.agreement:.2f} %", f"{b.max_abs:.3g}") for b in content.beside_host]
+    return el(
+        "div",
+        {},
+        el("h3", {}, "The same files on this machine"),
+        grid(("File", "Equal answers", "Largest difference of logits"), lines),
     )
 
 

@@ -32,7 +32,7 @@ from distilledge.pipeline.record import (
 )
 from distilledge.pipeline.report import answers, results, text_answers
 from distilledge.pipeline.report.answers import Pair, Pictures
-from distilledge.pipeline.report.vocabulary import Curve, DataSummary, ReportContent, StageLine, Tokenizer
+from distilledge.pipeline.report.vocabulary import BesideHost, Curve, DataSummary, ReportContent, StageLine, Tokenizer
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec
 
@@ -80,6 +80,11 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         files=files,
         timings=timed,
         device=stages.measurements.items[0].device if stages.measurements.items else {},
+        beside_host=tuple(
+            BesideHost(name=i.name, agreement=i.host_agreement, max_abs=i.host_max_abs)
+            for i in stages.scores.items
+            if i.host_agreement is not None and i.host_max_abs is not None
+        ),
         data=_data_summary(run, stages),
         checkpoints=stages.checkpoints,
         curves=tuple(c for checkpoint in stages.checkpoints for c in _curves(run, checkpoint.role)),

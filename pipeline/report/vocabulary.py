@@ -194,6 +194,16 @@ class Tokenizer(Value):
     texts: int
 
 
+class BesideHost(Value):
+    """One file's answers on the device against this machine's, over the whole test split."""
+
+    name: str
+    agreement: float
+    """Share of the rows, 0..1."""
+    max_abs: float
+    """Largest difference of two logits."""
+
+
 class DataSummary(Value):
     classes: tuple[str, ...]
     counts: dict[str, dict[str, int]]
@@ -224,6 +234,8 @@ class ReportContent(Value):
     """The teacher's first."""
     timings: tuple[Timing, ...]
     device: dict[str, Any]
+    beside_host: tuple[BesideHost, ...] = ()
+    """Empty where this machine is the device."""
     data: DataSummary
     checkpoints: tuple[Checkpoint, ...]
     curves: tuple[Curve, ...]

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -35,20 +36,18 @@ log = logging.getLogger("distilledge.devices")
 OPTIONS = (
     "BatchMode=yes",
     "ConnectTimeout=10",
-    "ServerAliveInterval=5",
-    "ServerAliveCountMax=3",
     "ControlMaster=auto",
     "ControlPersist=60",
 )
 WATCH_SECONDS = 15.0
-"""A program on the device ends so long after the last beat: as long as ssh needs to see that a link is gone."""
+"""A program on the device ends so long after the last beat, and ssh here as long after the last sign of the device."""
 TRIES, PAUSE_SECONDS = 3, 2.0
 ANSWER_SECONDS = 120.0
 PIECE_BYTES = 512 << 10
 """Sent in one request, before base64."""
 SENT = ("worker.py", "rows.py", "session.py", "files.py", "preprocess.py", "text.py", "facts.py")
 """Of ``ondevice``: what a worker is made of."""
-FORBIDDEN = ("stricthostkeychecking=no", "stricthostkeychecking=off")
+TRUSTS_ANY = re.compile(r"\s*stricthostkeychecking[\s=]+[\"']?(no|off)\b", re.IGNORECASE)
 
 
 class SshDevice:
@@ -72,8 +71,12 @@ class SshDevice:
         check(host, options)
         self.name, self._host, self._python, self._home, self._watch = name, host, python, folder, watch_s
         self._sockets = Path(tempfile.mkdtemp(prefix="de-", dir="/tmp"))  # socket paths must be short
-        control = f"ControlPath={self._sockets}/%C"
-        given = [a for o in (*options, *OPTIONS, control) for a in ("-o", o)]
+        own = (
+            f"ControlPath={self._sockets}/%C",
+            f"ServerAliveInterval={max(1, int(watch_s / 3))}",
+            "ServerAliveCountMax=3",
+        )
+        given = [a for o in (*options, *OPTIONS, *own) for a in ("-o", o)]
         self._ssh = ["ssh", "-T", *given, *(("-p", str(port)) if port else ())]
         self._post: WorkerProcess | None = None
         self._folder = self._scratch = ""
@@ -275,7 +278,7 @@ def check(host: str, options: Sequence[str]) -> None:
     """Raise ``DeviceError`` for what would not be a host, or would trust any."""
     if not host or host.startswith("-") or any(c.isspace() for c in host):
         raise DeviceError("E6027", f"not a host: {host!r}", "give user@host, or a name of ~/.ssh/config")
-    wrong = next((o for o in options if o.replace(" ", "").lower() in FORBIDDEN), None)
+    wrong = next((o for o in options if TRUSTS_ANY.match(o)), None)
     if wrong:
         hint = "connect once with `ssh` and compare the key's fingerprint, or use StrictHostKeyChecking=accept-new"
         raise DeviceError("E6028", f"{wrong} would trust any host", hint)

@@ -41,7 +41,10 @@ class Post:
 
     def hello(self, request: dict) -> dict:  # type: ignore[type-arg]
         """Take the folder; ``owner`` says to others who holds it."""
-        os.makedirs(self.folder, exist_ok=True)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+        except OSError as error:
+            raise Refused(KINDS.get(error.errno or 0, "read-only"), str(error)) from None
         lock = open(os.path.join(self.folder, "lock"), "a+")  # noqa: SIM115 (held until the end)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
