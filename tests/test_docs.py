@@ -100,6 +100,8 @@ def unknown(words: list[str]) -> str:
     if not words or (words[0] not in known and not words[0].startswith("-")):
         return f"no such command: {words}"
     command = known.get(words[0], group)
+    if words[1:] and words[1] in getattr(command, "commands", {}):  # of a group of commands
+        command = command.commands[words[1]]
     options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     given = [word.partition("=")[0] for word in words if word.startswith("--")]
     strange = [name for name in given if name not in options | {"--help"}]
@@ -109,4 +111,5 @@ def unknown(words: list[str]) -> str:
 def test_unknown_commands_would_be_found() -> None:
     assert unknown(["frobnicate"])
     assert unknown(["run", "x.yaml", "--frobnicate"])
+    assert unknown(["devices", "list", "--host", "h"])
     assert unknown(["run", "x.yaml", "--smoke", "--set", "a.b=1"]) == ""

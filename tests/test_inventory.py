@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from distilledge.models.errors import DistilledgeError, UsageError
+from distilledge.models.errors import DistilledgeError, MissingPackageError, UsageError
 from distilledge.pipeline import cli, inventory
 from distilledge.targets.devices.local import LocalDevice
 
@@ -60,6 +60,12 @@ def test_what_is_no_host_or_would_trust_any(host: str, option: str, code: str, p
         inventory.add("x", inventory.Entry(host=host, options=(option,) if option else ()))
     assert refused.value.code == code
     assert not place.exists()
+
+
+def test_without_an_ssh_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MissingPackageError, match="no ssh client"):
+        inventory.add("x", inventory.Entry(host="h"))
 
 
 MISTAKES = {

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from distilledge.models.errors import DeviceError, DistilledgeError
+from distilledge.models.errors import DeviceError, DistilledgeError, MissingPackageError
 from distilledge.targets import ondevice
 from distilledge.targets.devices.base import Message
 from distilledge.targets.devices.process import End, WorkerProcess
@@ -69,6 +69,8 @@ class SshDevice:
         watch_s: float = WATCH_SECONDS,
     ) -> None:
         check(host, options)
+        if shutil.which("ssh") is None:
+            raise MissingPackageError("E4047", "no ssh client on this machine", "install openssh-client")
         self.name, self._host, self._python, self._home, self._watch = name, host, python, folder, watch_s
         self._sockets = Path(tempfile.mkdtemp(prefix="de-", dir="/tmp"))  # socket paths must be short
         own = (
@@ -184,13 +186,14 @@ class SshDevice:
         return WorkerProcess([*self._ssh, "--", self._host, whole], self._ended, beats=True)
 
     def _once(self, command: str) -> str:
-        found = subprocess.run(
-            [*self._ssh, "--", self._host, f"{command}; printf '\\n{{\"exit\": %d}}\\n' $?"],
-            capture_output=True,
-            text=True,
-            timeout=ANSWER_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
+        whole = [*self._ssh, "--", self._host, f"{command}; printf '\\n{{\"exit\": %d}}\\n' $?"]
+        try:
+            found = subprocess.run(
+                whole, capture_output=True, text=True, timeout=ANSWER_SECONDS, stdin=subprocess.DEVNULL
+            )
+        except subprocess.TimeoutExpired:
+            what = f"{self.name} gave no answer for {ANSWER_SECONDS:.0f} s"
+            raise DeviceError("E6042", what, "restart it, or look at its load") from None
         body, _, last = found.stdout.rstrip("\n").rpartition("\n")
         reported = json.loads(last).get("exit") if last.startswith('{"exit"') else None
         if reported != 0:
