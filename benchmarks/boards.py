@@ -1,32 +1,41 @@
-"""The demo's files on a board of devices.yaml: answers, agreement with this machine, p50 beside the teacher's.
+"""The student's files of a finished run on a board of devices.yaml: answers on the whole test split, p50.
 
-    python benchmarks/boards.py --device NAME           the demo in full (its trainings are found in --work)
-    python benchmarks/boards.py --device NAME --quick   under its smoke block, 16 timed inferences: for emulated boards
-    python benchmarks/boards.py --markdown              the recorded results into docs/devices.md, nothing is run
+    python benchmarks/boards.py --device NAME --run distilledge-work/runs/x-sdd-tiny
+    python benchmarks/boards.py --markdown        the recorded results into docs/devices.md, nothing is run
 
-Bar: a file answers on the board as on this machine for at least 99.9 % of the test pictures.
+``--quick``: 16 timed inferences, for emulated boards, whose latencies say nothing. Bar: a file answers on the board as
+on this machine for at least 99.9 % of the test pictures.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
+import statistics
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import common
 import images
+import numpy as np
+
+from distilledge.pipeline.benchmark import measure_exports, predict_export, samples_of
+from distilledge.pipeline.data.content import location
+from distilledge.pipeline.inventory import opened
+from distilledge.pipeline.recipe import Measure
+from distilledge.pipeline.record import ExportResult, Measurements, RunRecord, Splits, data_root, read_samples
+from distilledge.targets.base import Predictions
 
 PAGE = Path(__file__).parents[1] / "docs" / "devices.md"
 MIN_AGREEMENT = 0.999
 PACKAGES = ("torch", "onnxruntime", "openvino", "ai-edge-litert")
-FEW = "quick: false, samples: 16, min_seconds: 0, launches: 1, warmup: 2, end_to_end: 4"
+FEW = Measure(samples=16, min_seconds=0, launches=1, warmup=2, end_to_end=4)
 
 
 def main() -> None:
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--device", default="local")
-    parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
+    parser.add_argument("--run", type=Path, help="directory of a run, with its run.json")
     parser.add_argument("--markdown", action="store_true", help="write the recorded table into the page and stop")
     options = parser.parse_args()
     if options.markdown:
@@ -34,37 +43,49 @@ def main() -> None:
         page = PAGE.read_text(encoding="utf-8")
         PAGE.write_text(images.between(page, "boards", markdown(results["rows"])), encoding="utf-8")
         return
-    measure = f"measure={{device: {options.device}{', ' + FEW if options.quick else ''}}}"
-    command = [sys.executable, "-m", "distilledge.pipeline.cli", "run", "demo", "--work", str(options.work), "--json"]
-    command += ["--set", f"name=demo-{options.device}", "--set", measure, *(["--smoke"] if options.quick else [])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    content: common.Row = json.loads(done.stdout or "{}").get("report")
-    if not content:
-        sys.exit(f"the run ended with {done.returncode} and no report")
-    beside = {b["name"]: b for b in content["beside_host"]}
-    rows = [row(content, file, beside.get(file["name"], {})) for file in content["files"]]
+    if options.run is None:
+        sys.exit("--run: the directory of a finished run")
+    run = RunRecord.model_validate_json((options.run / "run.json").read_text(encoding="utf-8"))
+    splits = Splits.model_validate_json((run.directory("data") / "value.json").read_bytes())
+    splits = splits.model_copy(update={"root": location(run.recipe.data, run.recipe.task)})
+    given = (read_samples(run.directory("data"), "test"), data_root(splits, run.directory("data")), [])
+    names = [s.name for s in run.stages if s.name.startswith("export-student")]
+    directories = [run.directory(name) for name in names]
+    exports = [(ExportResult.model_validate_json((d / "value.json").read_bytes()), d) for d in directories]
+    rows: list[common.Row] = []
+    with opened(options.device) as device, TemporaryDirectory() as folder:
+        card = device.facts()
+        timed = measure_exports(exports, samples_of(*given), FEW if options.quick else Measure(quick=True), device)
+        labels = np.array([s.label for s in given[0]])
+        for result, directory in exports:
+            scores = predict_export(result, directory, given, Path(folder), device)
+            for item in scores.items:
+                found = np.load(Path(folder) / item.logits).argmax(1)
+                rows.append(row(item, float((found == labels).mean()), len(labels), timed))
     bars = [
         common.bar(f"{r['file']}: answers as here", r["agreement"], MIN_AGREEMENT, at_most=False)
         for r in rows
         if r["agreement"] is not None
     ]
-    card = {key: content["device"].get(key) for key in ("board", "cpu_model", "machine", "emulated", "packages")}
-    facts = common.conditions(quick=options.quick, packages=PACKAGES, extra={"board": card})
-    common.finish("boards", facts, rows, bars, out=options.out)
+    board = {key: card.get(key) for key in ("board", "cpu_model", "machine", "emulated", "packages")}
+    extra = {"board": board, "recipe": run.recipe.name}
+    common.finish(
+        "boards", common.conditions(quick=options.quick, packages=PACKAGES, extra=extra), rows, bars, out=options.out
+    )
 
 
-def row(content: common.Row, file: common.Row, beside: common.Row) -> common.Row:
-    timing = next(t for t in content["timings"] if t["name"] == file["name"])
+def row(item: Predictions, accuracy: float, pictures: int, timed: Measurements) -> common.Row:
+    times = next(m for m in timed.items if m.name == item.name)
     return {
-        "file": file["name"],
-        "accuracy": file["metric"]["value"],
-        "pictures": content["pictures"],
-        "agreement": beside.get("agreement"),
-        "max_abs": beside.get("max_abs"),
-        "p50_ms": images.value(file["p50"]),
-        "runtime": timing["runtime_version"],
-        "computes_in": timing["execution_precision"],
-        "flags": " ".join(timing["flags"]),
+        "file": item.name,
+        "accuracy": 100 * accuracy,
+        "pictures": pictures,
+        "agreement": item.host_agreement,
+        "max_abs": item.host_max_abs,
+        "p50_ms": statistics.median(n for launch in times.launches for n in launch.latency_ns) / 1e6,
+        "runtime": times.runtime_version,
+        "computes_in": times.execution_precision,
+        "flags": " ".join(times.flags),
     }
 
 

@@ -21,7 +21,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_device_is_written_and_read_again(place: Path) -> None:
     assert inventory.load() == inventory.Inventory()
-    entry = inventory.Entry(host="pi@line3", port=2222, options=("IdentityFile=~/.ssh/board",), python="/usr/bin/python3")
+    entry = inventory.Entry(
+        host="pi@line3", port=2222, options=("IdentityFile=~/.ssh/board",), python="/usr/bin/python3"
+    )
     inventory.add("line3", entry)
     inventory.add("bench", inventory.Entry(host="bench"))
     assert inventory.load().devices == {"line3": entry, "bench": inventory.Entry(host="bench")}
