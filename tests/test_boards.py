@@ -20,7 +20,7 @@ from distilledge.models.errors import DeviceError, DistilledgeError
 from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.devices.ssh import SshDevice
 
-pytestmark = [pytest.mark.board, pytest.mark.xdist_group("boards")]
+pytestmark = pytest.mark.board
 PACKAGES = "numpy pillow onnxruntime"
 
 
