@@ -88,7 +88,8 @@ def finish_recipes(
     again = list(dict.fromkeys(row["recipe"] for row in rows))
     old_rows, old_bars, old = kept(out / f"{name}.json", again)
     own = {key: facts[key] for key in ("created", "cpu_model", "cpu_flags", "load")}
-    facts["recipes"] = {**old["recipes"], **dict.fromkeys(again, own)}
+    machines = {**old["recipes"], **dict.fromkeys(again, own)}
+    facts["recipes"] = {name: machines[name] for name in order if name in machines}
     facts["controls"] = sorted([*old["controls"], *facts["controls"]], key=lambda c: order.index(c["recipe"]))
     rows = sorted([*old_rows, *rows], key=lambda row: order.index(row["recipe"]))
     finish(name, facts, rows, [*old_bars, *bars], out=out)

@@ -67,6 +67,7 @@ def recorded(results: Path) -> common.Row:
 def filled(page: str, results: common.Row) -> str:
     """The page with the tables between its markers."""
     page = between(page, "table", markdown(results))
+    page = between(page, "machines", machines_markdown(results["conditions"]))
     return between(page, "control", control_markdown(results))
 
 
@@ -150,6 +151,16 @@ def markdown(results: common.Row) -> str:
         cells += [f"{row['p50_ms']:.3f}", f"{row['times_faster']:.1f}" if row["times_faster"] else "-"]
         cells += [f"{row['size_mb']:.2f}", row["verdict"] or "reference"]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def machines_markdown(conditions: common.Row) -> str:
+    """Which machine each recipe was run on: not all in one session."""
+    lines = ["| recipe | measured | CPU | int8 instructions | load, 1 to 15 minutes |", "|---|---|---|---|---|"]
+    for name, facts in conditions["recipes"].items():
+        int8 = ", ".join(flag for flag in facts["cpu_flags"] if "vnni" in flag or "int8" in flag) or "none"
+        load = " ".join(facts["load"].split()[:3])
+        lines.append(f"| {name} | {facts['created'][:10]} | {facts['cpu_model']} | {int8} | {load} |")
     return "\n".join(lines)
 
 

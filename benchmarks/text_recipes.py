@@ -49,6 +49,7 @@ def main() -> None:
         results = json.loads((options.out / "text_recipes.json").read_text(encoding="utf-8"))
         page = images.between(PAGE.read_text(encoding="utf-8"), "table", images.markdown(results))
         page = images.between(page, "bars", bars_markdown(results["bars"]))
+        page = images.between(page, "machines", images.machines_markdown(results["conditions"]))
         PAGE.write_text(images.between(page, "control", images.control_markdown(results)), encoding="utf-8")
         return
     rows: list[common.Row] = []
