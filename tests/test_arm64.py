@@ -1,4 +1,7 @@
-"""The whole chain with an emulated arm64 board as its device: real aarch64 programs, all three runtimes."""
+"""The whole chain with an emulated arm64 board as its device: real aarch64 programs.
+
+All three runtimes are loaded there, two of them run the chain: each start takes seconds under emulation.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from test_run import RECIPE, distilledge
 
 pytestmark = pytest.mark.board
 PACKAGES = "numpy pillow onnxruntime ai-edge-litert openvino"
-RUNTIMES = ("onnx", "openvino", "tflite")
+RUNTIMES = ("onnx", "openvino")
 TARGETS = "[" + ", ".join(f"{{runtime: {runtime}, precisions: [w8a8]}}" for runtime in RUNTIMES) + "]"
 FEW = "{device: arm, samples: 8, min_seconds: 0, launches: 1, warmup: 1, end_to_end: 2}"
 
@@ -38,7 +41,7 @@ def test_the_chain_on_another_architecture(board: Board, tmp_path: Path) -> None
     assert looked.returncode == 0, looked.stderr
     (found,) = json.loads(looked.stdout)
     assert (found["state"], found["card"]["machine"], found["card"]["emulated"]) == ("ok", "aarch64", True)
-    assert set(found["runtimes"]) == set(RUNTIMES)
+    assert set(found["runtimes"]) == {*RUNTIMES, "tflite"}
     changes = (f"export.targets={TARGETS}", "distill.control=false", f"measure={FEW}")
     sets = [word for change in changes for word in ("--set", change)]
     done = distilledge("run", "tiny.yaml", *sets, "--json", cwd=tmp_path)
