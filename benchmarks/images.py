@@ -156,11 +156,10 @@ def markdown(results: common.Row) -> str:
 
 def machines_markdown(conditions: common.Row) -> str:
     """Which machine each recipe was run on: not all in one session."""
-    lines = ["| recipe | measured | CPU | int8 instructions | load, 1 to 15 minutes |", "|---|---|---|---|---|"]
+    lines = ["| recipe | recorded | CPU | int8 instructions |", "|---|---|---|---|"]
     for name, facts in conditions["recipes"].items():
         int8 = ", ".join(flag for flag in facts["cpu_flags"] if "vnni" in flag or "int8" in flag) or "none"
-        load = " ".join(facts["load"].split()[:3])
-        lines.append(f"| {name} | {facts['created'][:10]} | {facts['cpu_model']} | {int8} | {load} |")
+        lines.append(f"| {name} | {facts['created'][:10]} | {facts['cpu_model']} | {int8} |")
     return "\n".join(lines)
 
 
