@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,13 @@ def test_one_run_at_a_time(board: Board, device: SshDevice, model: Path) -> None
     assert (refused.value.code, refused.value.exit_code) == ("E6023", 6)
 
 
-def memory_ends(board: Board) -> None:
-    """The kernel kills the largest process: the worker itself, not the shell that waits for it."""
+def killed_by(number: int, board: Board) -> None:
+    """As the kernel does: the worker dies, not the shell that waits for it."""
     lines = [line.split() for line in board.fault("programs").splitlines()]
     worker = next(
         words[0] for words in lines if words[1].startswith(board.fields["BOARD_PYTHON"]) and "worker.py" in words
     )
-    os.kill(int(worker), signal.SIGKILL)
+    os.kill(int(worker), number)
 
 
 FAULTS: dict[str, tuple[Callable[[Board], object], str]] = {
@@ -124,7 +125,8 @@ FAULTS: dict[str, tuple[Callable[[Board], object], str]] = {
     "the link goes silent": (lambda board: board.fault("link", "stall"), "E6030"),
     "the board hangs": (lambda board: board.fault("freeze"), "E6030"),
     "all programs are killed": (lambda board: board.fault("kill-programs"), "E6030"),
-    "memory ends": (memory_ends, "E6041"),
+    "memory ends": (partial(killed_by, signal.SIGKILL), "E6041"),
+    "the CPU lacks an instruction": (partial(killed_by, signal.SIGILL), "E6040"),
 }
 
 

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from distilledge.models.errors import DistilledgeError, MissingPackageError, UsageError
 from distilledge.pipeline import cli, inventory
 from distilledge.targets.devices.local import LocalDevice
+from distilledge.targets.devices.process import End
+from distilledge.targets.devices.ssh_errors import LostError, explain
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +64,36 @@ def test_what_is_no_host_or_would_trust_any(host: str, option: str, code: str, p
         inventory.add("x", inventory.Entry(host=host, options=(option,) if option else ()))
     assert refused.value.code == code
     assert not place.exists()
+
+
+LAST_WORDS = {
+    "an old C library": (1, "ImportError: libc.so.6: version `GLIBC_2.34' not found (required by x.so)", "E6039"),
+    "a missing package": (1, "ModuleNotFoundError: No module named 'numpy.core'", "E6038"),
+    "no interpreter": (127, "sh: 1: python3: not found", "E6037"),
+    "another error": (1, "SyntaxError: invalid syntax", "E6020"),
+    "a code that is no signal": (255, "boom", "E6020"),
+    "an unknown instruction": (128 + 4, "", "E6040"),
+    "no memory": (128 + 9, "", "E6041"),
+    "a changed host key": (None, "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @", "E6031"),
+    "a route that is gone": (None, "ssh: connect to host h port 22: No route to host", "E6036"),
+    "nothing at all": (None, "", "E6030"),
+}
+
+
+@pytest.mark.parametrize("case", LAST_WORDS)
+def test_how_a_program_on_a_board_went(case: str) -> None:
+    reported, stderr, code = LAST_WORDS[case]
+    error = explain(End(255, reported, "starting", stderr), "board", "pi@h", "python3")
+    assert (error.code, error.exit_code) == (code, 6)
+    assert error.hint
+    assert "{" not in str(error)
+
+
+def test_a_connection_that_breaks_later_is_a_lost_board() -> None:
+    """Whatever ssh calls it; and it is not tried again."""
+    error = explain(End(255, None, "block", "Connection reset by peer"), "board", "pi@h", "python3")
+    assert isinstance(error, LostError)
+    assert (error.code, error.again) == ("E6030", False)
 
 
 def test_without_an_ssh_client(monkeypatch: pytest.MonkeyPatch) -> None:

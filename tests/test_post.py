@@ -83,7 +83,7 @@ def test_what_cannot_fit_is_refused_before_it_is_sent(post: WorkerProcess) -> No
 
 
 def test_a_write_beyond_the_limit_leaves_nothing(tmp_path: Path) -> None:
-    """The same error kind of the system as a full disk gives while a file is written is EFBIG here: a plain refusal."""
+    """A limit on file sizes stands for a disk that fills while a file is written."""
     with opened(tmp_path / "there", before=LIMITED) as process:
         process.request({"op": "hello", "owner": "a test"}, 10)
         with pytest.raises(Exception, match="File too large"):

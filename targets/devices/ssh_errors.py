@@ -90,7 +90,7 @@ def explain(end: End, name: str, host: str, python: str) -> DistilledgeError:
     """The error for a program on the device that ended unasked, or was never reached."""
     if end.reported is None:
         return _lost(end, name, host)
-    if end.reported > SHELL_SIGNAL:
+    if end.reported - SHELL_SIGNAL in {s.value for s in signal.Signals}:
         return _killed(signal.Signals(end.reported - SHELL_SIGNAL).name, end, name)
     if end.reported in COMMAND_MISSING:
         what = f"{name} has no {python}: {' '.join(end.stderr.split())[-200:]}"
