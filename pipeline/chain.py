@@ -174,9 +174,7 @@ def _verify(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Parities:
     from distilledge.pipeline.benchmark import samples_of
     from distilledge.pipeline.verify import verify
 
-    samples, root, texts = chain.inputs("validation")
-    few = chain.recipe.verify.samples
-    compared = samples_of(samples[:few], root, texts[:few])
+    compared = samples_of(*chain.inputs("validation")).spread(chain.recipe.verify.samples)
     parities = []
     for exported in chain.exports():
         trained = chain.done[exported.value.role]

@@ -27,8 +27,9 @@ class Samples:
     text: bool = False
 
     def spread(self, count: int) -> Samples:
-        """So many of them, taken at even distances."""
-        return Samples(self.rows[:: max(1, len(self.rows) // count)][:count], self.text)
+        """So many of them, or all, taken at even distances from the first on."""
+        many = min(count, len(self.rows))
+        return Samples(tuple(self.rows[i * len(self.rows) // many] for i in range(many)), self.text)
 
     def cycled(self, count: int) -> Samples:
         return Samples(tuple(self.rows[i % len(self.rows)] for i in range(count)), self.text)

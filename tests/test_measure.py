@@ -352,6 +352,17 @@ def text_candidate(name: str, folder: Path) -> Candidate:
     return one.model_copy(update={"exported": one.exported.model_copy(update={**fields, "input_shape": (1, -1)})})
 
 
+@pytest.mark.parametrize(("rows", "count"), [(239, 64), (64, 64), (10, 64), (1760, 64), (3, 1)])
+def test_few_samples_are_taken_from_the_whole_split(rows: int, count: int) -> None:
+    """Splits are listed class by class: the first of them would be of one class."""
+    taken = samples.Samples(tuple(range(rows))).spread(count).rows
+    steps = {after - before for before, after in zip(taken, taken[1:], strict=False)}
+    assert len(taken) == min(rows, count)
+    assert taken[0] == 0
+    assert steps <= {rows // len(taken), -(-rows // len(taken))}
+    assert rows - taken[-1] <= -(-rows // len(taken))
+
+
 def test_texts_are_timed_as_they_are_and_at_one_length(tmp_path: Path) -> None:
     rows = samples.Samples(tuple({"text": text} for text in ("lost", "lost card", "")), text=True)
     group = [text_candidate(name, tmp_path) for name in ("teacher", "student")]
