@@ -356,7 +356,7 @@ def text_candidate(name: str, folder: Path) -> Candidate:
 def test_few_samples_are_taken_from_the_whole_split(rows: int, count: int) -> None:
     """Splits are listed class by class: the first of them would be of one class."""
     taken = samples.Samples(tuple(range(rows))).spread(count).rows
-    steps = {after - before for before, after in zip(taken, taken[1:], strict=False)}
+    steps = {after - before for before, after in itertools.pairwise(taken)}
     assert len(taken) == min(rows, count)
     assert taken[0] == 0
     assert steps <= {rows // len(taken), -(-rows // len(taken))}
