@@ -21,17 +21,25 @@ NO_NAMES: list[str] = []
 @app.command()
 def add(
     name: Name,
-    host: Annotated[str, typer.Option(help="As ssh takes it: USER@HOST, or a name of ~/.ssh/config.")],
+    host: Annotated[str | None, typer.Option(help="As ssh takes it: USER@HOST, or a name of ~/.ssh/config.")] = None,
     port: Annotated[int | None, typer.Option()] = None,
     option: Annotated[list[str], typer.Option(help="Of ssh_config, such as IdentityFile=PATH.")] = NO_OPTIONS,
-    python: Annotated[str, typer.Option(help="The interpreter there that has the runtime.")] = "python3",
-    folder: Annotated[str, typer.Option(help="Where files go there.")] = ".cache/distilledge",
+    adb: Annotated[
+        str | None, typer.Option(help="A phone: its serial number of `adb devices`, or HOST:PORT; '': the only one.")
+    ] = None,
+    python: Annotated[str | None, typer.Option(help="The interpreter there that has the runtime: python3.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Where files go there.")] = None,
 ) -> None:
     """Write a device into devices.yaml."""
+    from distilledge.models.errors import UsageError
     from distilledge.pipeline import inventory
 
-    entry = inventory.Entry(host=host, port=port, options=tuple(option), python=python, folder=folder)
-    inventory.add(name, entry)
+    ways = [kind for kind, way in {"ssh": host, "adb": adb}.items() if way is not None]
+    if len(ways) != 1:
+        raise UsageError("E2081", "a device is reached in one way", "give one of: --host USER@HOST, --adb SERIAL")
+    fields = {"host": host, "serial": adb, "port": port, "options": tuple(option) or None}
+    given = {key: value for key, value in {**fields, "python": python, "folder": folder}.items() if value is not None}
+    inventory.add(name, inventory.made(ways[0], given))
     typer.echo(f"written: {inventory.place()}\nnext: distilledge devices doctor {name}")
 
 
@@ -44,8 +52,8 @@ def list_(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps({name: entry.model_dump() for name, entry in found.items()}))
         return
-    rows = [(n, e.kind, e.host + (f":{e.port}" if e.port else ""), e.python, e.folder) for n, e in found.items()]
-    table(("device", "kind", "host", "python", "folder"), [("local", "local", "this machine", "", ""), *rows])
+    rows = [(n, e.kind, e.address, e.python, e.folder) for n, e in found.items()]
+    table(("device", "kind", "address", "python", "folder"), [("local", "local", "this machine", "", ""), *rows])
 
 
 @app.command()
