@@ -162,7 +162,7 @@ class RemoteDevice:
             self._post = None
 
     def _run(self, command: str) -> WorkerProcess:
-        """``command`` on the device; a last line reports how it went, since exit codes of clients mean too many things."""
+        """``command`` on the device; a last line reports how it went, since clients have no say in that."""
         whole = self._link.command(f"{command}; printf '{{\"exit\": %d}}\\n' $?")
         return WorkerProcess(whole, self._link.explain, beats=True, alive=self._link.alive, silence_s=self._watch / 3)
 
