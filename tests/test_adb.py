@@ -22,6 +22,7 @@ from test_boards import came_back, scored, uploads
 from test_worker import load_request, tiny_onnx
 
 from distilledge.models.errors import DeviceError, DistilledgeError
+from distilledge.targets.devices import adb, remote
 from distilledge.targets.devices.adb import AdbDevice
 from distilledge.targets.devices.local import LocalDevice
 
@@ -32,6 +33,12 @@ pytestmark = pytest.mark.board
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with adb_server(tmp_path_factory.mktemp("home")):
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(adb, "SETTLE_SECONDS", 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +152,9 @@ def test_a_fault_while_measuring(
     assert time.monotonic() - began < 30
     assert (refused.value.code, refused.value.exit_code) == (code, 6), refused.value
     assert refused.value.hint
+    device.close()
     assert phone.programs(within=20) == {}
     mended(phone)
-    device.close()
     sound(phone, model, pictures, tmp_path / "again.npy")
 
 
@@ -161,7 +168,7 @@ def test_a_long_silence_of_a_busy_phone_is_no_fault(phone: Phone, device: AdbDev
         worker.request({**load_request(slow), "files": [there]}, 60)
         worker.request({"op": "inputs", "path": rows}, 60)
         once = worker.request({"op": "block", "n": 20}, 60)["wall_ns"] / 20
-        n = round(5e9 / once)
+        n = round(3e9 / once)
         assert len(worker.request({"op": "block", "n": n}, 600)["latency_ns"]) == n
 
 
@@ -190,9 +197,9 @@ def test_an_upload_to_a_phone_that_hangs(
     with pytest.raises(DeviceError) as refused:
         device.push(files)
     assert (refused.value.code, refused.value.exit_code) == ("E6077", 6)
-    mended(phone)
     device.close()
     assert phone.programs(within=20) == {}
+    mended(phone)
     sound(phone, model, pictures, tmp_path / "again.npy")
 
 
@@ -209,13 +216,16 @@ def test_a_phone_that_must_be_asked(tmp_path: Path) -> None:
 
 
 def test_a_phone_that_does_not_wake_up(tmp_path: Path) -> None:
+    subprocess.run(["adb", "disconnect"], check=True, capture_output=True, timeout=20)
     with started(tmp_path / "p") as sleeping:
         sleeping.fault("freeze")
-        device = sleeping.device()
-        with pytest.raises(DeviceError) as refused:
-            device.facts()
-        assert (refused.value.code, refused.value.exit_code) == ("E6072", 6), refused.value
-        sleeping.fault("thaw")
+        with subprocess.Popen(["adb", "connect", sleeping.serial], stdout=subprocess.DEVNULL):
+            time.sleep(0.5)
+            device = sleeping.device(serial="")
+            with pytest.raises(DeviceError) as refused:
+                device.facts()
+            assert (refused.value.code, refused.value.exit_code) == ("E6072", 6), refused.value
+            sleeping.fault("thaw")
         assert device.facts()["python"]
         device.close()
 
@@ -246,6 +256,7 @@ def test_a_wrong_entry_is_explained(case: str, phone: Phone) -> None:
 def test_the_only_phone_and_one_of_several(phone: Phone, device: AdbDevice, tmp_path: Path) -> None:
     subprocess.run(["adb", "disconnect"], check=True, capture_output=True, timeout=20)
     device.facts()
+    device.close()
     only = phone.device(serial="")
     assert only.facts()["python"]
     only.close()

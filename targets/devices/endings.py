@@ -82,7 +82,7 @@ def lost(end: End, ways: Sequence[Cause], words: dict[str, str]) -> LostError:
 
 def _found(cause: Cause, said: str) -> str:
     match = re.search(cause.pattern, said)
-    return "" if match is None else "".join(match.groups()) or match.group()
+    return "" if match is None else "".join(filter(None, match.groups())) or match.group()
 
 
 def _killed(name: str, end: End, device: str) -> DistilledgeError:

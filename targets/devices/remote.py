@@ -79,8 +79,9 @@ class RemoteDevice:
                 self._send(named)
                 break
             except LostError:
+                connected = self._post is not None
                 self._drop()
-                if not left:
+                if not left or not connected:  # connecting has its own tries
                     raise
                 time.sleep(PAUSE_SECONDS)
         return tuple(f"{self._folder}/{place}" for place, _, _ in named)
