@@ -58,6 +58,34 @@ class Link(Protocol):
     def close(self) -> None: ...
 
 
+class Shell:
+    """Runs lines on a device; a last line reports how each went, since exit codes of clients mean too many things."""
+
+    def __init__(self, name: str, link: Link, watch_s: float) -> None:
+        self._name, self.link, self._watch = name, link, watch_s
+
+    def run(self, line: str) -> WorkerProcess:
+        """A program that speaks as ``ondevice/worker.py``."""
+        whole = self.link.command(f"{line}; printf '{{\"exit\": %d}}\\n' $?")
+        return WorkerProcess(whole, self.link.explain, beats=True, alive=self.link.alive, silence_s=self._watch / 3)
+
+    def once(self, line: str) -> str:
+        """What it printed. Raises ``DistilledgeError`` if it failed."""
+        whole = self.link.command(f"{line}; printf '\\n{{\"exit\": %d}}\\n' $?")
+        try:
+            found = subprocess.run(
+                whole, capture_output=True, text=True, timeout=ANSWER_SECONDS, stdin=subprocess.DEVNULL
+            )
+        except subprocess.TimeoutExpired:
+            what = f"{self._name} gave no answer for {ANSWER_SECONDS:.0f} s"
+            raise DeviceError("E6042", what, "restart it, or look at its load") from None
+        body, _, last = found.stdout.rstrip("\n").rpartition("\n")
+        reported = json.loads(last).get("exit") if last.startswith('{"exit"') else None
+        if reported != 0:
+            raise self.link.explain(End(found.returncode, reported, "looking at it", found.stderr))
+        return body
+
+
 class RemoteDevice:
     """``folder``: on the device, relative to its home or absolute. ``python``: may be words, such as ``su 0 python3``.
 
@@ -65,7 +93,8 @@ class RemoteDevice:
     """
 
     def __init__(self, name: str, link: Link, *, python: str, folder: str, watch_s: float) -> None:
-        self.name, self._link, self._python, self._home, self._watch = name, link, python, folder, watch_s
+        self.name, self._python, self._home, self._watch = name, python, folder, watch_s
+        self._shell = Shell(name, link, watch_s)
         self._post: WorkerProcess | None = None
         self._folder = self._scratch = ""
         self._hashes: dict[tuple[str, int, int], str] = {}
@@ -110,12 +139,12 @@ class RemoteDevice:
 
     def start(self) -> WorkerProcess:
         program = shlex.quote(f"{self._worker_folder()}/worker.py")
-        return self._run(f"{self._python} {program} --silence 300 --watch {self._watch:g}")
+        return self._shell.run(f"{self._python} {program} --silence 300 --watch {self._watch:g}")
 
     def facts(self) -> Message:
         """Needs no package on the device."""
         program = shlex.quote(f"{self._worker_folder()}/facts.py")
-        card: Message = json.loads(self._once(f"{self._python} {program}"))["card"]
+        card: Message = json.loads(self._shell.once(f"{self._python} {program}"))["card"]
         return card
 
     def clean(self) -> int:
@@ -124,7 +153,7 @@ class RemoteDevice:
 
     def close(self) -> None:
         self._drop()
-        self._link.close()
+        self._shell.link.close()
 
     def _office(self) -> WorkerProcess:
         """The program that takes files and holds the device for us."""
@@ -138,8 +167,8 @@ class RemoteDevice:
         tries = 0
         while True:
             try:
-                self._link.reach()
-                post = self._run(f"umask 077; {self._python} -c {shlex.quote(boot(self._home, self._watch))}")
+                self._shell.link.reach()
+                post = self._shell.run(f"umask 077; {self._python} -c {shlex.quote(boot(self._home, self._watch))}")
                 try:
                     found = post.request({"op": "hello", "owner": owner}, ANSWER_SECONDS)
                 except DistilledgeError:
@@ -161,26 +190,6 @@ class RemoteDevice:
         if self._post is not None:
             self._post.close()
             self._post = None
-
-    def _run(self, command: str) -> WorkerProcess:
-        """``command`` on the device; a last line reports how it went, since clients have no say in that."""
-        whole = self._link.command(f"{command}; printf '{{\"exit\": %d}}\\n' $?")
-        return WorkerProcess(whole, self._link.explain, beats=True, alive=self._link.alive, silence_s=self._watch / 3)
-
-    def _once(self, command: str) -> str:
-        whole = self._link.command(f"{command}; printf '\\n{{\"exit\": %d}}\\n' $?")
-        try:
-            found = subprocess.run(
-                whole, capture_output=True, text=True, timeout=ANSWER_SECONDS, stdin=subprocess.DEVNULL
-            )
-        except subprocess.TimeoutExpired:
-            what = f"{self.name} gave no answer for {ANSWER_SECONDS:.0f} s"
-            raise DeviceError("E6042", what, "restart it, or look at its load") from None
-        body, _, last = found.stdout.rstrip("\n").rpartition("\n")
-        reported = json.loads(last).get("exit") if last.startswith('{"exit"') else None
-        if reported != 0:
-            raise self._link.explain(End(found.returncode, reported, "looking at it", found.stderr))
-        return body
 
     def _named(self, files: Sequence[Path]) -> list[tuple[str, Path, str]]:
         """Place below the folder, file, sha256. Equal names get a folder each, in order."""
