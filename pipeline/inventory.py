@@ -17,6 +17,7 @@ from distilledge.models.errors import UsageError
 from distilledge.pipeline.recipe_paths import near
 from distilledge.pipeline.recipe_yaml import parse
 from distilledge.pipeline.store import atomic_write
+from distilledge.targets.base import RuntimeName
 from distilledge.targets.devices import DEVICES, Device
 
 ENVIRONMENT, USUAL = "DISTILLEDGE_DEVICES", Path("devices.yaml")
@@ -55,6 +56,8 @@ class AdbEntry(Value):
     """The interpreter there that has the runtime; may be words, such as ``su 0 /path/python3``."""
     folder: str = "/data/local/tmp/distilledge"
     """Where files go there."""
+    native: dict[RuntimeName, tuple[str, ...]] = {}
+    """For a phone without Python: the runtime's own timing program and its libraries, files of this machine."""
 
     @property
     def address(self) -> str:

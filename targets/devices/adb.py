@@ -11,15 +11,23 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from distilledge.models.errors import DeviceError, DistilledgeError, MissingPackageError
 from distilledge.targets.devices.adb_errors import explain, refused
+from distilledge.targets.devices.base import refusal
+from distilledge.targets.devices.native import NativeTiming, Place, time_file
 from distilledge.targets.devices.process import End
 from distilledge.targets.devices.remote import WATCH_SECONDS, RemoteDevice
 
 FOLDER = "/data/local/tmp/distilledge"
 """Where the user of ``adb shell`` (uid 2000) may write and run programs."""
 CALL_SECONDS = 20.0
+SLOWEST = 100_000.0
+"""Bytes per second of a link that is not given up."""
+NOT_WRITTEN = {"space": "No space left", "read-only": "Permission denied|Read-only file system"}
 SETTLE_SECONDS = 5.0
 """A connection that was just made may be offline for so long."""
 SERIAL = re.compile(r"[A-Za-z0-9][\w.:\-\[\]()%]*")
@@ -27,7 +35,10 @@ TCP = re.compile(r".+:\d{1,5}")
 
 
 class AdbDevice(RemoteDevice):
-    """``serial``: as ``adb devices`` lists it; ``HOST:PORT`` is connected to; empty: the only one that is attached."""
+    """``serial``: as ``adb devices`` lists it; ``HOST:PORT`` is connected to; empty: the only one that is attached.
+
+    ``native``: runtime -> its own timing program and the libraries beside it, files of this machine.
+    """
 
     def __init__(
         self,
@@ -36,11 +47,21 @@ class AdbDevice(RemoteDevice):
         *,
         python: str = "python3",
         folder: str = FOLDER,
+        native: Mapping[str, Sequence[str]] | None = None,
         watch_s: float = WATCH_SECONDS,
     ) -> None:
-        super().__init__(
-            name, AdbLink(name, serial, python=python, watch_s=watch_s), python=python, folder=folder, watch_s=watch_s
-        )
+        self._link = AdbLink(name, serial, python=python, watch_s=watch_s)
+        self._native = native or {}
+        super().__init__(name, self._link, python=python, folder=folder, watch_s=watch_s)
+
+    def time_file(self, runtime: str, model: Sequence[Path], **settings: Any) -> NativeTiming:
+        """Time a file by ``native[runtime]``; needs no Python there. ``settings``: as of ``native.time_file``."""
+        if runtime not in self._native:
+            hint = f"name one in devices.yaml, as in: native: {{{runtime}: PATH}}; docs/android.md says where from"
+            raise DeviceError("E6087", f"{self.name} has no program that times files of {runtime}", hint)
+        program = [Path(path).expanduser() for path in self._native[runtime]]
+        place = Place(self._shell, self._link.send, self._home, self.name)
+        return time_file(place, runtime, program, model, **settings)
 
 
 class AdbLink:
@@ -76,6 +97,20 @@ class AdbLink:
             return self._run(*self.command("true"), seconds=2 * self._watch / 3).returncode == 0
         except subprocess.TimeoutExpired:
             return False
+
+    def send(self, path: Path, to: str) -> None:
+        """Copy a file there. Raises ``DeviceError``; ``LostError`` where it may go better another time."""
+        limit = CALL_SECONDS + path.stat().st_size / SLOWEST
+        try:
+            said = self._run(*self._adb, "push", str(path), to, seconds=limit)
+        except subprocess.TimeoutExpired:
+            raise self.explain(End(-9, None, f"sending {path.name}", "", silent=True)) from None
+        if said.returncode:
+            words = said.stdout + said.stderr
+            kind = next((kind for kind, mark in NOT_WRITTEN.items() if re.search(mark, words)), None)
+            last = words.strip().rpartition("\n")[2]
+            end = End(said.returncode, None, f"sending {path.name}", words)
+            raise refusal({"kind": kind, "text": last}) if kind else self.explain(end)
 
     def explain(self, end: End) -> DistilledgeError:
         return explain(end, self._words)
