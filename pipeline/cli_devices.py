@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -89,6 +90,32 @@ def shown(report: Examined) -> tuple[str, ...]:
         card["python"],
         ", ".join(report.runtimes.values()),
     )
+
+
+@app.command()
+def time(
+    name: Name,
+    file: Annotated[Path, typer.Argument(help=".tflite, .onnx or .xml.")],
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Timed inferences.")] = 1024,
+    warmup: Annotated[int, typer.Option(min=0, help="Untimed ones before.")] = 50,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds after which it is given up.")] = 600,
+    as_json: Json = False,
+) -> None:
+    """Time one file on a phone without Python, by the runtime's own program (`native:` in devices.yaml)."""
+    from distilledge.pipeline.native import time_natively
+
+    made = time_natively(name, file, threads=threads, runs=runs, warmup=warmup, limit_s=limit)
+    if as_json:
+        typer.echo(made.model_dump_json())
+        return
+    figures = made.figures
+    known = {"p50": figures.summary.median_ns, "mean": figures.summary.mean_ns, "load": figures.load_ns}
+    known |= {"min": figures.summary.min_ns, "max": figures.summary.max_ns, "first": figures.first_inference_ns}
+    times = ["?" if ns is None else f"{ns / 1e6:.3f}" for ns in known.values()]
+    headers = ("file", "program", *(f"{key}, ms" for key in known), "runs", "samples", "flags")
+    samples = "all kept" if figures.latency_ns else "summary only"
+    table(headers, [(made.name, made.program, *times, str(figures.summary.count), samples, " ".join(made.flags))])
 
 
 @app.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 from distilledge.models.errors import UsageError
 from distilledge.pipeline import inventory
 from distilledge.targets.devices.adb import AdbDevice
-from distilledge.targets.devices.native import NativeTiming
+from distilledge.targets.devices.native import NativeTiming, Settings
 
 RUNTIMES = {".tflite": "tflite", ".onnx": "onnx", ".xml": "openvino"}
 
@@ -17,9 +17,8 @@ def time_natively(name: str, file: Path, *, threads: int, runs: int, warmup: int
     if file.suffix not in RUNTIMES:
         raise UsageError("E2083", f"not a model file: {file}", f"give one of: {', '.join(RUNTIMES)}")
     weights = [file.with_suffix(".bin")] if file.suffix == ".xml" else []
-    settings = {"threads": threads, "runs": runs, "warmup": warmup, "limit_s": limit_s}
     with inventory.opened(name) as device:
         if not isinstance(device, AdbDevice):
             hint = "there the worker measures: distilledge run RECIPE --set measure.device=NAME"
             raise UsageError("E2082", f"{name} is not reached by adb", hint)
-        return device.time_file(RUNTIMES[file.suffix], [file, *weights], **settings)
+        return device.time_file(RUNTIMES[file.suffix], [file, *weights], Settings(threads, runs, warmup, limit_s))

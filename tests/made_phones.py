@@ -94,11 +94,22 @@ def adb_server(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def started(folder: Path, *options: str, before: str = "") -> Iterator[Phone]:
-    """``before``: a shell line in a mount name space of the phone's own (needs root), before its daemon starts."""
+def started(folder: Path, *options: str, before: str = "", root: Path | None = None) -> Iterator[Phone]:
+    """``before``: a shell line in a mount name space of the phone's own (needs root), before its daemon starts.
+
+    ``root``: where paths of ``adb push`` start.
+    """
     port = free_port()
     (folder / "disk").mkdir(parents=True)
-    words = ["--port", str(port), "--root", str(folder / "disk"), "--control", str(folder / "control"), *options]
+    words = [
+        "--port",
+        str(port),
+        "--root",
+        str(root or folder / "disk"),
+        "--control",
+        str(folder / "control"),
+        *options,
+    ]
     daemon = [sys.executable, str(SCRIPTS / "fake_adbd.py"), *words]
     if before:
         daemon = ["unshare", "-m", "sh", "-c", f'{before} && exec "$@"', "phone", *daemon]

@@ -13,12 +13,11 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from distilledge.models.errors import DeviceError, DistilledgeError, MissingPackageError
 from distilledge.targets.devices.adb_errors import explain, refused
 from distilledge.targets.devices.base import refusal
-from distilledge.targets.devices.native import NativeTiming, Place, time_file
+from distilledge.targets.devices.native import NativeTiming, Place, Settings, time_file
 from distilledge.targets.devices.process import End
 from distilledge.targets.devices.remote import WATCH_SECONDS, RemoteDevice
 
@@ -54,14 +53,14 @@ class AdbDevice(RemoteDevice):
         self._native = native or {}
         super().__init__(name, self._link, python=python, folder=folder, watch_s=watch_s)
 
-    def time_file(self, runtime: str, model: Sequence[Path], **settings: Any) -> NativeTiming:
-        """Time a file by ``native[runtime]``; needs no Python there. ``settings``: as of ``native.time_file``."""
+    def time_file(self, runtime: str, model: Sequence[Path], settings: Settings) -> NativeTiming:
+        """Time a file by ``native[runtime]``; needs no Python there."""
         if runtime not in self._native:
             hint = f"name one in devices.yaml, as in: native: {{{runtime}: PATH}}; docs/android.md says where from"
             raise DeviceError("E6087", f"{self.name} has no program that times files of {runtime}", hint)
         program = [Path(path).expanduser() for path in self._native[runtime]]
         place = Place(self._shell, self._link.send, self._home, self.name)
-        return time_file(place, runtime, program, model, **settings)
+        return time_file(place, runtime, program, model, settings)
 
 
 class AdbLink:

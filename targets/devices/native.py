@@ -58,16 +58,15 @@ class Place(NamedTuple):
     name: str
 
 
+class Settings(NamedTuple):
+    threads: int
+    runs: int
+    warmup: int
+    limit_s: float
+
+
 def time_file(
-    place: Place,
-    runtime: str,
-    program: Sequence[Path],
-    model: Sequence[Path],
-    *,
-    threads: int,
-    runs: int,
-    warmup: int,
-    limit_s: float,
+    place: Place, runtime: str, program: Sequence[Path], model: Sequence[Path], settings: Settings
 ) -> NativeTiming:
     """``program``: the file to be run, then the libraries that lie beside it; ``model`` likewise.
 
@@ -76,9 +75,9 @@ def time_file(
     place.shell.link.reach()
     tool, file = (_pushed(place, files) for files in (program, model))
     result = f"{tool.rpartition('/')[0]}/result"
-    job = Job(file, threads, runs, warmup, result)
+    job = Job(file, settings.threads, settings.runs, settings.warmup, result)
     before = _facts(place)
-    printed, written = _ran(place, tool, PROGRAMS[runtime].arguments(job), result, limit_s)
+    printed, written = _ran(place, tool, PROGRAMS[runtime].arguments(job), result, settings.limit_s)
     after = _facts(place)
     try:
         figures = PROGRAMS[runtime].read(printed, written, job)
@@ -100,8 +99,8 @@ def time_file(
         program=program[0].name,
         program_sha256=_digest(program[0]),
         device=card,
-        threads=threads,
-        warmup=warmup,
+        threads=settings.threads,
+        warmup=settings.warmup,
         figures=figures,
         thermal_status=thermal,
         flags=tuple(flag for flag, holds in tests.items() if holds),

@@ -90,8 +90,8 @@ def onnx_arguments(job: Job) -> list[str]:
 
 
 def onnx_figures(printed: str, result: str, job: Job) -> Figures:
-    """Of the file, one row each: name, seconds, peak bytes, CPU share, number; in later versions the seconds until the work
-    was handed over and those until it was done. It knows one warm-up: ours are its first rows.
+    """Of the file, one row each: name, seconds, peak bytes, CPU share, number; in later versions the seconds until the
+    work was handed over and those until it was done. It knows one warm-up: ours are its first rows.
     """
     rows = [line.split(",") for line in result.splitlines() if line.count(",") in (4, 5)]
     seconds = [float(row[-4]) for row in rows][job.warmup :]
