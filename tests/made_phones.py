@@ -25,6 +25,10 @@ from distilledge.targets.devices.adb import AdbDevice
 WATCH_SECONDS = 3.0
 MARK = "DISTILLEDGE_TEST_PHONE"
 """In the environment of all that a phone runs."""
+SHELL = "DISTILLEDGE_PHONE_SHELL"
+"""What phones run lines with instead of this machine's shell: Android's own are mksh and toybox, which Debian has, such
+as ``/usr/bin/env PATH=TOYBOX_LINKS /bin/mksh -c``.
+"""
 
 
 class Phone(NamedTuple):
@@ -110,6 +114,7 @@ def started(folder: Path, *options: str, before: str = "", root: Path | None = N
         str(folder / "control"),
         *options,
     ]
+    words += ["--shell", os.environ[SHELL]] if SHELL in os.environ else []
     daemon = [sys.executable, str(SCRIPTS / "fake_adbd.py"), *words]
     if before:
         daemon = ["unshare", "-m", "sh", "-c", f'{before} && exec "$@"', "phone", *daemon]

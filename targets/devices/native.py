@@ -7,6 +7,7 @@ record; accuracy cannot be had this way.
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from distilledge.targets.devices.remote import TRIES, Shell
 from distilledge.targets.fairness import drifts, noisy
 from distilledge.targets.ondevice.facts import android, thermal_status
 
+NOT_RUN = re.compile("not executable|xec format error|cannot execute|not found")
+"""What shells say of a program for another machine; Android's then gives code 1."""
 BUSY, MISSING = 75, (126, 127)
 """Exit codes: of our script where another holds the device, and of a shell that cannot run a program."""
 FACTS = (
@@ -143,13 +146,16 @@ def _send(place: Place, path: Path, digest: str, to: str) -> None:
 
 
 def _ran(place: Place, tool: str, arguments: Sequence[str], result: str, limit_s: float) -> tuple[str, str]:
-    """What the program printed and wrote. It ends with the connection; one program at a time, also beside workers."""
+    """What the program printed and wrote. It ends with the connection; one program at a time, also beside workers.
+
+    ``9>&9``: Android's shell keeps numbered files from programs that are not given them.
+    """
     folder, _, name = tool.rpartition("/")
     lock, output = shlex.quote(f"{place.folder}/lock"), shlex.quote(f"{folder}/output")
     words = " ".join(map(shlex.quote, [f"./{name}", *arguments]))
     script = (
         f"( cd {shlex.quote(folder)} && exec 3<&0 9>>{lock} || exit 1; "
-        f"flock -n 9 || {{ cat {lock} >&2; exit {BUSY}; }}; echo 'a timing' >{lock}; rm -f {shlex.quote(result)}; "
+        f"flock -n 9 9>&9 || {{ cat {lock} >&2; exit {BUSY}; }}; echo 'a timing' >{lock}; rm -f {shlex.quote(result)}; "
         "echo '{\"ready\": 1}'; read go; "
         f"LD_LIBRARY_PATH=. {words} >{output} 2>&1 </dev/null 3<&- 9>&- & p=$!; "
         "{ cat <&3 >/dev/null; kill -9 $p; } >/dev/null 2>&1 9>&- & w=$!; "
@@ -169,7 +175,7 @@ def _ran(place: Place, tool: str, arguments: Sequence[str], result: str, limit_s
 
 
 def _failed(place: Place, name: str, code: int, printed: str) -> DistilledgeError:
-    if code in MISSING:
+    if code in MISSING or NOT_RUN.search(_last(printed)):
         what = f"{place.name} cannot run {name}{_last(printed)}"
         return DeviceError("E6086", what, "build it for that phone: adb shell getprop ro.product.cpu.abi")
     if code > SHELL_SIGNAL:

@@ -180,7 +180,7 @@ class WorkerProcess:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._heard = time.monotonic()
-            if line.startswith("{"):
+            if line.startswith("{") and line.endswith("\n"):  # not one that a lost connection cut
                 self._lines.put(json.loads(line))
         self._lines.put(None)
 

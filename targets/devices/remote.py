@@ -66,12 +66,12 @@ class Shell:
 
     def run(self, line: str) -> WorkerProcess:
         """A program that speaks as ``ondevice/worker.py``."""
-        whole = self.link.command(f"{line}; printf '{{\"exit\": %d}}\\n' $?")
+        whole = self.link.command(f'{line}; echo "{{\\"exit\\": $?}}"')
         return WorkerProcess(whole, self.link.explain, beats=True, alive=self.link.alive, silence_s=self._watch / 3)
 
     def once(self, line: str) -> str:
         """What it printed. Raises ``DistilledgeError`` if it failed."""
-        whole = self.link.command(f"{line}; printf '\\n{{\"exit\": %d}}\\n' $?")
+        whole = self.link.command(f'{line}; code=$?; echo; echo "{{\\"exit\\": $code}}"')
         try:
             found = subprocess.run(
                 whole, capture_output=True, text=True, timeout=ANSWER_SECONDS, stdin=subprocess.DEVNULL
