@@ -24,7 +24,7 @@ from distilledge.models.errors import DeviceError, DistilledgeError, UsageError
 from distilledge.pipeline import cli, inventory
 from distilledge.targets.devices import adb, remote
 from distilledge.targets.devices.adb import AdbDevice
-from distilledge.targets.devices.native import NativeTiming, Settings
+from distilledge.targets.devices.native import NativeTiming, Settings, run_script
 from distilledge.targets.devices.native_tools import PROGRAMS, Job
 
 JOB = Job("m", threads=1, runs=5, warmup=1, result="r")
@@ -116,6 +116,27 @@ def test_benchmark_app_has_units() -> None:
 def test_what_says_nothing_is_no_result(runtime: str, printed: str) -> None:
     with pytest.raises(ValueError, match="no "):
         PROGRAMS[runtime].read(printed, "", JOB)
+
+
+def test_the_program_ends_with_the_connection(tmp_path: Path) -> None:
+    """Nobody ends it but the end of standard input."""
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\necho $$ >pid\nexec sleep 60\n")
+    tool.chmod(0o755)
+    script = run_script(str(tmp_path), str(tool), ["x"], str(tmp_path / "result"))
+    with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == '{"ready": 1}\n'
+        process.stdin.write("{}\n")
+        process.stdin.flush()
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.05)
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+        process.stdin.close()
+        assert process.stdout.readline() == '{"id": 1, "ok": true, "code": 137}\n'
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 # --- on a stand-in for a phone ---------------------------------------------------------------------------------------
@@ -330,6 +351,15 @@ def test_the_command(phone: Phone, program: Path, model: Path, tmp_path: Path, m
     assert "summary only" in shown.output
     as_json = run(cli.app, ["devices", "time", "phone", str(model), "--runs", "50", "--json"], catch_exceptions=False)
     assert NativeTiming.model_validate_json(as_json.output).figures.summary.count == 50
+    told = run(cli.app, ["devices", "doctor", "phone", "--json"], catch_exceptions=False)
+    assert '"python": "3.' in told.output
+    bare = inventory.AdbEntry(**{**entry.model_dump(), "python": "python9"})
+    inventory.add("bare", bare)
+    told = run(cli.app, ["devices", "doctor", "bare"], catch_exceptions=False)
+    assert told.exit_code == 0
+    assert "work" in told.output
+    assert "freed" in run(cli.app, ["devices", "clean", "bare"], catch_exceptions=False).output
+    assert [path.name for path in phone.files] == ["lock"]
     mistakes: dict[str, Any] = {"any.onnx": DeviceError, "any.txt": UsageError}
     for name, kind in mistakes.items():
         (tmp_path / name).write_bytes(b"x")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from distilledge.models.errors import DeviceError, DistilledgeError, MissingPackageError
 from distilledge.targets.devices.adb_errors import explain, refused
-from distilledge.targets.devices.base import refusal
-from distilledge.targets.devices.native import NativeTiming, Place, Settings, time_file
+from distilledge.targets.devices.base import Message, refusal
+from distilledge.targets.devices.native import NativeTiming, Place, Settings, card, facts, remove_all, time_file
 from distilledge.targets.devices.process import End
 from distilledge.targets.devices.remote import WATCH_SECONDS, RemoteDevice
 
@@ -50,17 +50,31 @@ class AdbDevice(RemoteDevice):
         watch_s: float = WATCH_SECONDS,
     ) -> None:
         self._link = AdbLink(name, serial, python=python, watch_s=watch_s)
-        self._native = native or {}
+        self.native = native or {}
         super().__init__(name, self._link, python=python, folder=folder, watch_s=watch_s)
+
+    def clean(self) -> int:
+        if not self.native:
+            return super().clean()
+        self._link.reach()
+        return remove_all(self._place)
+
+    def shell_card(self) -> Message:
+        """What can be said of a phone without Python: fields of ``facts``."""
+        self._link.reach()
+        return card(facts(self._shell))
+
+    @property
+    def _place(self) -> Place:
+        return Place(self._shell, self._link.send, self._home, self.name)
 
     def time_file(self, runtime: str, model: Sequence[Path], settings: Settings) -> NativeTiming:
         """Time a file by ``native[runtime]``; needs no Python there."""
-        if runtime not in self._native:
+        if runtime not in self.native:
             hint = f"name one in devices.yaml, as in: native: {{{runtime}: PATH}}; docs/android.md says where from"
             raise DeviceError("E6087", f"{self.name} has no program that times files of {runtime}", hint)
-        program = [Path(path).expanduser() for path in self._native[runtime]]
-        place = Place(self._shell, self._link.send, self._home, self.name)
-        return time_file(place, runtime, program, model, settings)
+        program = [Path(path).expanduser() for path in self.native[runtime]]
+        return time_file(self._place, runtime, program, model, settings)
 
 
 class AdbLink:

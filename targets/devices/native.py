@@ -79,18 +79,18 @@ def time_file(
     tool, file = (_pushed(place, files) for files in (program, model))
     result = f"{tool.rpartition('/')[0]}/result"
     job = Job(file, settings.threads, settings.runs, settings.warmup, result)
-    before = _facts(place)
+    before = facts(place.shell)
     printed, written = _ran(place, tool, PROGRAMS[runtime].arguments(job), result, settings.limit_s)
-    after = _facts(place)
+    after = facts(place.shell)
     try:
         figures = PROGRAMS[runtime].read(printed, written, job)
     except ValueError as error:
         what = f"{program[0].name} says nothing that can be read: {error}{_last(printed)}"
         raise DeviceError("E6085", what, "is it the program of that runtime? docs/android.md names them") from None
-    card, thermal = _card(before), (thermal_status(before), thermal_status(after))
+    found, thermal = card(before), (thermal_status(before), thermal_status(after))
     tests = {
         "SUMMARY_ONLY": not figures.latency_ns,
-        "EMULATED": card["emulated"],
+        "EMULATED": found["emulated"],
         "THROTTLED": (thermal[1] or 0) > (thermal[0] or 0),
         "DRIFT": drifts(figures.latency_ns),
         "NOISE": noisy(figures.latency_ns),
@@ -101,7 +101,7 @@ def time_file(
         sha256=tuple(_digest(path) for path in model),
         program=program[0].name,
         program_sha256=_digest(program[0]),
-        device=card,
+        device=found,
         threads=settings.threads,
         warmup=settings.warmup,
         figures=figures,
@@ -145,15 +145,16 @@ def _send(place: Place, path: Path, digest: str, to: str) -> None:
             raise
 
 
-def _ran(place: Place, tool: str, arguments: Sequence[str], result: str, limit_s: float) -> tuple[str, str]:
-    """What the program printed and wrote. It ends with the connection; one program at a time, also beside workers.
+def run_script(home: str, tool: str, arguments: Sequence[str], result: str) -> str:
+    """A shell line that says it is ready, reads a line, runs the program, and answers as a worker does.
 
+    The program ends with the standard input, so with the connection. One program at a time, also beside workers.
     ``9>&9``: Android's shell keeps numbered files from programs that are not given them.
     """
     folder, _, name = tool.rpartition("/")
-    lock, output = shlex.quote(f"{place.folder}/lock"), shlex.quote(f"{folder}/output")
+    lock, output = shlex.quote(f"{home}/lock"), shlex.quote(f"{folder}/output")
     words = " ".join(map(shlex.quote, [f"./{name}", *arguments]))
-    script = (
+    return (
         f"( cd {shlex.quote(folder)} && exec 3<&0 9>>{lock} || exit 1; "
         f"flock -n 9 9>&9 || {{ cat {lock} >&2; exit {BUSY}; }}; echo 'a timing' >{lock}; rm -f {shlex.quote(result)}; "
         "echo '{\"ready\": 1}'; read go; "
@@ -161,23 +162,47 @@ def _ran(place: Place, tool: str, arguments: Sequence[str], result: str, limit_s
         "{ cat <&3 >/dev/null; kill -9 $p; } >/dev/null 2>&1 9>&- & w=$!; "
         'wait $p; echo "{\\"id\\": 1, \\"ok\\": true, \\"code\\": $?}"; kill $w )'
     )
+
+
+def _ran(place: Place, tool: str, arguments: Sequence[str], result: str, limit_s: float) -> tuple[str, str]:
+    """What the program printed and wrote."""
+    folder, _, name = tool.rpartition("/")
+    script = run_script(place.folder, tool, arguments, result)
     try:
         with place.shell.run(script) as running:
             code = running.request({"op": f"timing of {name}"}, limit_s)["code"]
     except DeviceError as error:
-        if f"exit code {BUSY}" in error.what:
-            raise refusal({"kind": "busy", "text": error.what.rpartition(": ")[2]}) from None
-        raise
-    printed = _once(place, f"cat {output}")
+        raise _busy(error) from None
+    printed = _once(place, f"cat {shlex.quote(f'{folder}/output')}")
     if code:
         raise _failed(place, name, code, printed)
     return printed, _once(place, f"cat {shlex.quote(result)} 2>/dev/null || true")
 
 
+def remove_all(place: Place) -> int:
+    """What was ever sent; bytes that it took."""
+    home = shlex.quote(place.folder)
+    held = f"cd {home} && exec 9>>lock && flock -n 9 9>&9 || {{ cat lock >&2; exit {BUSY}; }}"
+    try:
+        said = _once(place, f"mkdir -p {home} && ( {held}; du -sk files 2>/dev/null; rm -rf files )")
+    except DeviceError as error:
+        raise _busy(error) from None
+    return 1024 * int((said.split() or ["0"])[0])
+
+
+def _busy(error: DeviceError) -> DistilledgeError:
+    """What our script's own code means; else the error itself."""
+    if f"exit code {BUSY}" not in error.what:
+        return error
+    return refusal({"kind": "busy", "text": error.what.rpartition(": ")[2]})
+
+
 def _failed(place: Place, name: str, code: int, printed: str) -> DistilledgeError:
     if code in MISSING or NOT_RUN.search(_last(printed)):
         what = f"{place.name} cannot run {name}{_last(printed)}"
-        return DeviceError("E6086", what, "build it for that phone: adb shell getprop ro.product.cpu.abi")
+        return DeviceError(
+            "E6086", what, "is it built for that phone (its ro.product.cpu.abi), and are its libraries named beside it?"
+        )
     if code > SHELL_SIGNAL:
         return place.shell.link.explain(End(0, code, f"timing with {name}", printed))
     return DeviceError("E6084", f"{name} ended with code {code}{_last(printed)}", "try it by hand: adb shell")
@@ -197,11 +222,12 @@ def _once(place: Place, line: str) -> str:
         raise
 
 
-def _facts(place: Place) -> str:
-    return place.shell.once(FACTS)
+def facts(shell: Shell) -> str:
+    """Lines for ``card``."""
+    return shell.once(FACTS)
 
 
-def _card(said: str) -> dict[str, Any]:
+def card(said: str) -> dict[str, Any]:
     """The fields of ``ondevice.facts.device_card`` that a shell can read."""
     phone = android(said)
     fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in reversed(said.splitlines()))}
@@ -219,6 +245,7 @@ def _card(said: str) -> dict[str, Any]:
         "cpu_count": sum(line.startswith("processor") for line in said.splitlines()),
         "memory_bytes": int(memory[0]) * 1024 if memory else None,
         "kernel": kernel,
+        "python": "none",
         "emulated": bool(phone and phone["emulator"]) or (arm and "flags" in fields),
     }
 
