@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,17 +22,25 @@ NO_NAMES: list[str] = []
 @app.command()
 def add(
     name: Name,
-    host: Annotated[str, typer.Option(help="As ssh takes it: USER@HOST, or a name of ~/.ssh/config.")],
+    host: Annotated[str | None, typer.Option(help="As ssh takes it: USER@HOST, or a name of ~/.ssh/config.")] = None,
     port: Annotated[int | None, typer.Option()] = None,
     option: Annotated[list[str], typer.Option(help="Of ssh_config, such as IdentityFile=PATH.")] = NO_OPTIONS,
-    python: Annotated[str, typer.Option(help="The interpreter there that has the runtime.")] = "python3",
-    folder: Annotated[str, typer.Option(help="Where files go there.")] = ".cache/distilledge",
+    adb: Annotated[
+        str | None, typer.Option(help="A phone: its serial number of `adb devices`, or HOST:PORT; '': the only one.")
+    ] = None,
+    python: Annotated[str | None, typer.Option(help="The interpreter there that has the runtime: python3.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Where files go there.")] = None,
 ) -> None:
     """Write a device into devices.yaml."""
+    from distilledge.models.errors import UsageError
     from distilledge.pipeline import inventory
 
-    entry = inventory.Entry(host=host, port=port, options=tuple(option), python=python, folder=folder)
-    inventory.add(name, entry)
+    ways = [kind for kind, way in {"ssh": host, "adb": adb}.items() if way is not None]
+    if len(ways) != 1:
+        raise UsageError("E2081", "a device is reached in one way", "give one of: --host USER@HOST, --adb SERIAL")
+    fields = {"host": host, "serial": adb, "port": port, "options": tuple(option) or None}
+    given = {key: value for key, value in {**fields, "python": python, "folder": folder}.items() if value is not None}
+    inventory.add(name, inventory.made(ways[0], given))
     typer.echo(f"written: {inventory.place()}\nnext: distilledge devices doctor {name}")
 
 
@@ -44,8 +53,8 @@ def list_(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps({name: entry.model_dump() for name, entry in found.items()}))
         return
-    rows = [(n, e.kind, e.host + (f":{e.port}" if e.port else ""), e.python, e.folder) for n, e in found.items()]
-    table(("device", "kind", "host", "python", "folder"), [("local", "local", "this machine", "", ""), *rows])
+    rows = [(n, e.kind, e.address, e.python, e.folder) for n, e in found.items()]
+    table(("device", "kind", "address", "python", "folder"), [("local", "local", "this machine", "", ""), *rows])
 
 
 @app.command()
@@ -81,6 +90,32 @@ def shown(report: Examined) -> tuple[str, ...]:
         card["python"],
         ", ".join(report.runtimes.values()),
     )
+
+
+@app.command()
+def time(
+    name: Name,
+    file: Annotated[Path, typer.Argument(help=".tflite, .onnx or .xml.")],
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Timed inferences.")] = 1024,
+    warmup: Annotated[int, typer.Option(min=0, help="Untimed ones before.")] = 50,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds after which it is given up.")] = 600,
+    as_json: Json = False,
+) -> None:
+    """Time one file on a phone without Python, by the runtime's own program (`native:` in devices.yaml)."""
+    from distilledge.pipeline.native import time_natively
+
+    made = time_natively(name, file, threads=threads, runs=runs, warmup=warmup, limit_s=limit)
+    if as_json:
+        typer.echo(made.model_dump_json())
+        return
+    figures = made.figures
+    known = {"p50": figures.summary.median_ns, "mean": figures.summary.mean_ns, "load": figures.load_ns}
+    known |= {"min": figures.summary.min_ns, "max": figures.summary.max_ns, "first": figures.first_inference_ns}
+    times = ["?" if ns is None else f"{ns / 1e6:.3f}" for ns in known.values()]
+    headers = ("file", "program", *(f"{key}, ms" for key in known), "runs", "samples", "flags")
+    samples = "all kept" if figures.latency_ns else "summary only"
+    table(headers, [(made.name, made.program, *times, str(figures.summary.count), samples, " ".join(made.flags))])
 
 
 @app.command()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from distilledge.models.errors import DistilledgeError
+from distilledge.models.errors import DeviceError, DistilledgeError
 from distilledge.pipeline.inventory import LOCAL, entry_of, load, opened
 from distilledge.targets.devices import Device
+from distilledge.targets.devices.adb import AdbDevice
 from distilledge.targets.ondevice.session import PACKAGES_OF
 
 AT_ONCE = 8
@@ -41,7 +43,12 @@ def examine(names: Sequence[str]) -> list[Examined]:
 def _examine(name: str) -> Examined:
     try:
         with opened(name) as device:
-            card = device.facts()
+            try:
+                card = device.facts()
+            except DeviceError as error:
+                if error.code != "E6037" or not isinstance(device, AdbDevice) or not device.native:
+                    raise
+                return Examined(name, "ok", device.shell_card(), {r: Path(p[0]).name for r, p in device.native.items()})
             tried = [(runtime, _tried(device, runtime)) for runtime in PACKAGES_OF if _installed(card, runtime)]
     except DistilledgeError as error:
         return Examined(name, "fail", {}, {}, error.what, error.hint, error.exit_code)

@@ -10,13 +10,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Discriminator, Field, Tag, ValidationError
 
 from distilledge.models.base import Value
 from distilledge.models.errors import UsageError
 from distilledge.pipeline.recipe_paths import near
 from distilledge.pipeline.recipe_yaml import parse
 from distilledge.pipeline.store import atomic_write
+from distilledge.targets.base import RuntimeName
 from distilledge.targets.devices import DEVICES, Device
 
 ENVIRONMENT, USUAL = "DISTILLEDGE_DEVICES", Path("devices.yaml")
@@ -26,8 +27,8 @@ LOCAL = "local"
 HEAD = "# Devices that `measure.device` of a recipe may name. `distilledge devices doctor NAME` looks at one.\n"
 
 
-class Entry(Value):
-    """How a device is reached."""
+class SshEntry(Value):
+    """How a board is reached by ssh."""
 
     kind: Literal["ssh"] = "ssh"
     host: str
@@ -39,6 +40,40 @@ class Entry(Value):
     """The interpreter there that has the runtime."""
     folder: str = ".cache/distilledge"
     """Where files go there, relative to its home or absolute."""
+
+    @property
+    def address(self) -> str:
+        return self.host + (f":{self.port}" if self.port else "")
+
+
+class AdbEntry(Value):
+    """How a phone is reached by adb."""
+
+    kind: Literal["adb"] = "adb"
+    serial: str = ""
+    """As ``adb devices`` lists it, or ``HOST:PORT``; empty: the only one that is attached."""
+    python: str = "python3"
+    """The interpreter there that has the runtime; may be words, such as ``su 0 /path/python3``."""
+    folder: str = "/data/local/tmp/distilledge"
+    """Where files go there."""
+    native: dict[RuntimeName, tuple[str, ...]] = {}
+    """For a phone without Python: the runtime's own timing program and its libraries, files of this machine."""
+
+    @property
+    def address(self) -> str:
+        return self.serial or "the only one"
+
+
+def kind_of(given: Any) -> str:
+    """What an entry says it is; the first inventories had one kind and did not say."""
+    return str(given.get("kind", "ssh") if isinstance(given, dict) else getattr(given, "kind", ""))
+
+
+KINDS: dict[str, type[SshEntry | AdbEntry]] = {"ssh": SshEntry, "adb": AdbEntry}
+Entry = Annotated[
+    Annotated[SshEntry, Tag("ssh")] | Annotated[AdbEntry, Tag("adb")],
+    Discriminator(kind_of),
+]
 
 
 class Inventory(Value):
@@ -61,9 +96,10 @@ def load() -> Inventory:
         return Inventory.model_validate(document.data or {})
     except ValidationError as error:
         first = error.errors()[0]
-        line, column = document.place([p for p in first["loc"] if isinstance(p, (str, int))])
+        loc = first["loc"][:2] + first["loc"][2 + (first["loc"][2:3] in [(kind,) for kind in KINDS]) :]
+        line, column = document.place([p for p in loc if isinstance(p, (str, int))])
         where = f"{path}:{line}:{column}"
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}: {where}"
+        what = f"{'.'.join(map(str, loc))}: {first['msg']}: {where}"
         raise UsageError("E2051", what, "correct that line; docs/devices.md shows every field") from None
 
 
@@ -77,6 +113,16 @@ def save(inventory: Inventory) -> None:
     stream = StringIO()
     YAML().dump({"schema": 1, "devices": devices}, stream)
     atomic_write(place(), HEAD + stream.getvalue())
+
+
+def made(kind: str, fields: dict[str, Any]) -> Entry:
+    """An entry of what was given on the command line. Raises ``UsageError`` for what such a device does not have."""
+    try:
+        return KINDS[kind](**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"a device of kind {kind}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UsageError("E2080", what, "see: distilledge devices add --help") from None
 
 
 def add(name: str, entry: Entry) -> None:

@@ -24,7 +24,7 @@ MAX_DRIFT = 1.05
 """Median of the last third over that of the first."""
 MAX_SPREAD = 1.2
 """p90 over the median."""
-COUNTERS = ("throttle_count", "cooling_state", "cgroup_throttled")
+COUNTERS = ("throttle_count", "cooling_state", "cgroup_throttled", "thermal_status")
 """Of ``ondevice.facts.counters``: growing means throttled."""
 
 

@@ -114,7 +114,9 @@ def killed_by(number: int, board: Board) -> None:
     """As the kernel does: the worker dies, not the shell that waits for it."""
     lines = [line.split() for line in board.fault("programs").splitlines()]
     worker = next(
-        words[0] for words in lines if words[1].startswith(board.fields["BOARD_PYTHON"]) and "worker.py" in words
+        words[0]
+        for words in lines
+        if words[1].startswith(board.fields["BOARD_PYTHON"]) and any(w.endswith("/worker.py") for w in words)
     )
     os.kill(int(worker), number)
 

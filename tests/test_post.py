@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilledge.models.errors import DeviceError
-from distilledge.targets.devices import ssh
+from distilledge.targets.devices import remote
 from distilledge.targets.devices.local import ended
 from distilledge.targets.devices.process import WorkerProcess
 
@@ -31,7 +31,7 @@ LIMITED = (
 
 def opened(folder: Path, *, watch_s: float = 30.0, before: str = "") -> WorkerProcess:
     """The program as it is sent, run by this machine's Python."""
-    return WorkerProcess([sys.executable, "-c", before + ssh.boot(str(folder), watch_s)], ended)
+    return WorkerProcess([sys.executable, "-c", before + remote.boot(str(folder), watch_s)], ended)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_it_ends_when_nobody_speaks_and_takes_half_written_files_along(tmp_path: Path) -> None:
     folder = tmp_path / "there"
-    command = [sys.executable, "-c", ssh.boot(str(folder), 0.5)]
+    command = [sys.executable, "-c", remote.boot(str(folder), 0.5)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -148,11 +148,11 @@ def test_pieces_make_the_files_again(
     for number, content in enumerate(contents):
         (folder / str(number)).write_bytes(content)
         files.append((f"files/{number}", folder / str(number), hashlib.sha256(content).hexdigest()))
-    before, ssh.PIECE_BYTES = ssh.PIECE_BYTES, most
+    before, remote.PIECE_BYTES = remote.PIECE_BYTES, most
     try:
-        sent = list(ssh.batches(files))
+        sent = list(remote.batches(files))
     finally:
-        ssh.PIECE_BYTES = before
+        remote.PIECE_BYTES = before
     made: dict[str, bytes] = {}
     for batch in sent:
         assert sum(len(base64.b64decode(p["data"])) for p in batch) < 2 * most
@@ -165,6 +165,6 @@ def test_pieces_make_the_files_again(
 
 
 def test_it_fits_a_command_line_and_needs_no_quoting_twice() -> None:
-    command = shlex.quote(ssh.boot('a folder\'s "name"', 15.0))
+    command = shlex.quote(remote.boot('a folder\'s "name"', 15.0))
     assert len(command) < 16000
-    assert shlex.split(command) == [ssh.boot('a folder\'s "name"', 15.0)]
+    assert shlex.split(command) == [remote.boot('a folder\'s "name"', 15.0)]

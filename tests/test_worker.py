@@ -31,7 +31,7 @@ from distilledge.models.errors import (
     ResourceError,
 )
 from distilledge.targets import ondevice
-from distilledge.targets.devices import DEVICES, Device, ssh
+from distilledge.targets.devices import DEVICES, Device, remote
 from distilledge.targets.devices.base import refusal
 from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.devices.process import WorkerProcess
@@ -310,7 +310,7 @@ def test_worker_runs_from_a_pushed_folder(tmp_path: Path) -> None:
     """The files that are sent and nothing of ours around them; files named like standard modules do no harm."""
     source, folder = Path(ondevice.__path__[0]), tmp_path / "pushed"
     folder.mkdir()
-    for name in ssh.SENT:
+    for name in remote.SENT:
         shutil.copy(source / name, folder)
     (folder / "inspect.py").write_text("raise RuntimeError('not this one')\n")
     model = tiny_onnx(tmp_path / "model.onnx")

@@ -33,16 +33,25 @@ class End(NamedTuple):
     """What the far side reported of its program, as a shell counts it; None: it reported nothing."""
     doing: str
     stderr: str
+    silent: bool = False
+    """We ended it, because its device gave no sign any more."""
 
 
 class WorkerProcess:
     """A running program that speaks as ``ondevice/worker.py``; ``ended`` says which error its unasked end is.
 
-    ``beats``: tell it once a second that we live, also while it is busy.
+    ``beats``: tell it once a second that we live, also while it is busy. ``alive``: asked whether the device answers
+    whenever the worker owes us an answer and said nothing for ``silence_s``; if not, its end is ``silent``.
     """
 
     def __init__(
-        self, command: Sequence[str], ended: Callable[[End], DistilledgeError], *, beats: bool = False
+        self,
+        command: Sequence[str],
+        ended: Callable[[End], DistilledgeError],
+        *,
+        beats: bool = False,
+        alive: Callable[[], bool] | None = None,
+        silence_s: float = 5.0,
     ) -> None:
         self._ended = ended
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
@@ -62,19 +71,25 @@ class WorkerProcess:
         self._writing = threading.Lock()
         self._count = 0
         self._reported: int | None = None
-        self._closed = False
+        self._closed = self._silent = False
+        self._heard, self._owing = time.monotonic(), True
+        if alive is not None:
+            threading.Thread(target=self._keep_watch, args=(alive, silence_s), daemon=True).start()
         self._next(START_SECONDS, "starting")
+        self._owing = False
         if beats:
             threading.Thread(target=self._keep_beating, daemon=True).start()
 
     def request(self, message: Message, timeout_s: float) -> Message:
         self._count += 1
         doing = f"{message['op']} {self._subject(message)}".strip()
+        self._heard, self._owing = time.monotonic(), True
         self._write({"id": self._count, **message}, doing)
         while True:
             answer = self._next(timeout_s, doing)
             if answer.get("id") == self._count:
                 break
+        self._owing = False
         if not answer["ok"]:
             raise refusal(answer)
         return answer
@@ -147,10 +162,25 @@ class WorkerProcess:
                 self._process.stdin.flush()
             time.sleep(BEAT_SECONDS)
 
+    def _keep_watch(self, alive: Callable[[], bool], silence_s: float) -> None:
+        """End the process when its device does not answer. A thread, since writing to it may block for ever too."""
+        while not self._closed and self._process.poll() is None:
+            time.sleep(min(POLL_SECONDS, silence_s))
+            heard = self._heard
+            if not self._owing or time.monotonic() - heard < silence_s:
+                continue
+            if alive():
+                self._heard = time.monotonic()
+            elif self._owing and self._heard == heard:
+                self._silent = True
+                self._kill()
+                return
+
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith("{"):
+            self._heard = time.monotonic()
+            if line.startswith("{") and line.endswith("\n"):  # not one that a lost connection cut
                 self._lines.put(json.loads(line))
         self._lines.put(None)
 
@@ -187,4 +217,4 @@ class WorkerProcess:
         self._dispose()
         while self._reported is None and not self._lines.empty():
             self._reported = (self._lines.get() or {}).get("exit")
-        raise self._ended(End(code, self._reported, doing, stderr))
+        raise self._ended(End(code, self._reported, doing, stderr, self._silent))

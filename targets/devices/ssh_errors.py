@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import signal
-from typing import NamedTuple
-
-from distilledge.models.errors import DeviceError, DistilledgeError
-from distilledge.targets.devices.base import death, vanished
+from distilledge.models.errors import DistilledgeError
+from distilledge.targets.devices.endings import Cause, LostError, lost, program_end
 from distilledge.targets.devices.process import End
 
-
-class LostError(DeviceError):
-    """The way to the device failed, not the device. ``again``: it may be another time."""
-
-    again = False
-
-
-class Cause(NamedTuple):
-    what: str
-    code: str
-    hint: str
-    pattern: str
-    """Of what is printed on stderr; its group is ``{found}``."""
-    again: bool = False
-
+__all__ = ["LostError", "explain"]
 
 WAYS = (
     Cause(
@@ -66,57 +48,10 @@ WAYS = (
     ),
 )
 """To the device; the last is for all that says nothing."""
-FAULTS = (
-    Cause(
-        "the Python of {name} has no package {found}",
-        "E6038",
-        "ssh {host} {python} -m pip install {found}",
-        r"No module named '([^'.]+)",
-    ),
-    Cause(
-        "the C library of {name} is too old for a package: it lacks {found}",
-        "E6039",
-        "install an older version of the runtime there, or a newer system",
-        r"version `(GLIBC\w*_[\d.]+)' not found",
-    ),
-)
-"""Of programs that ended with an error."""
-SHELL_SIGNAL = 128
-"""A shell reports a program that a signal killed as 128 and the signal."""
-COMMAND_MISSING = (126, 127)
+NO_PYTHON = "install python3 there, or name it: `python:` in devices.yaml"
 
 
 def explain(end: End, name: str, host: str, python: str) -> DistilledgeError:
     """The error for a program on the device that ended unasked, or was never reached."""
-    if end.reported is None:
-        return _lost(end, name, host)
-    if end.reported - SHELL_SIGNAL in {s.value for s in signal.Signals}:
-        return _killed(signal.Signals(end.reported - SHELL_SIGNAL).name, end, name)
-    if end.reported in COMMAND_MISSING:
-        what = f"{name} has no {python}: {' '.join(end.stderr.split())[-200:]}"
-        return DeviceError("E6037", what, "install python3 there, or name it: `python:` in devices.yaml")
-    for cause in FAULTS:
-        if found := re.search(cause.pattern, end.stderr):
-            words = {"name": name, "host": host, "python": python, "found": "".join(found.groups())}
-            return DeviceError(cause.code, cause.what.format(**words), cause.hint.format(**words))
-    return vanished(end.reported, end.doing, end.stderr)
-
-
-def _lost(end: End, name: str, host: str) -> LostError:
-    """What fails on the way may be another once a program runs: then the link is gone, whatever ssh calls it."""
-    starting = end.doing == "starting"
-    cause = next(c for c in WAYS if re.search(c.pattern, end.stderr) and (starting or not c.again or not c.pattern))
-    words = {"name": name, "host": host, "doing": end.doing}
-    error = LostError(cause.code, cause.what.format(**words), cause.hint.format(**words))
-    error.again = cause.again and starting
-    return error
-
-
-def _killed(name: str, end: End, device: str) -> DistilledgeError:
-    if name == "SIGILL":
-        what = f"a runtime on {device} uses instructions that its CPU lacks (SIGILL while {end.doing})"
-        return DeviceError("E6040", what, "install another version of that runtime there, or another runtime")
-    if name == "SIGKILL":
-        what = f"the worker on {device} was killed while {end.doing}: its memory ran out, most likely"
-        return DeviceError("E6041", what, "use a smaller model, or see dmesg there")
-    return death(name, end.doing, end.stderr)
+    words = {"name": name, "host": host, "python": python, "shell": f"ssh {host}", "no_python": NO_PYTHON}
+    return lost(end, WAYS, words) if end.reported is None else program_end(end, words)

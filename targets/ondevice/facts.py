@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shutil
+import subprocess
 import sys
 from glob import glob
 from importlib.metadata import PackageNotFoundError, version
@@ -43,8 +46,11 @@ def numbers(pattern: str) -> dict[str, int] | None:
 def device_card() -> dict[str, Any]:
     """What does not change while measuring."""
     cpu = cpu_fields()
+    phone = android(getprop())
     model = read("/sys/firmware/devicetree/base/model") or read("/sys/class/dmi/id/product_name")
+    model = phone["model"] if phone else model
     return {
+        "android": phone,
         "board": model,
         "cpu_model": cpu.get("model name") or _arm_name(cpu),
         "machine": platform.machine(),
@@ -60,7 +66,7 @@ def device_card() -> dict[str, Any]:
         "turbo_off": number("/sys/devices/system/cpu/intel_pstate/no_turbo"),
         "cgroup_quota": read("/sys/fs/cgroup/cpu.max") or read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
         "virtual": "hypervisor" in (cpu.get("flags") or "").split(),
-        "emulated": is_emulated(model),
+        "emulated": is_emulated(model) or bool(phone and phone["emulator"]),
         "packages": {name: installed(name) for name in PACKAGES},
     }
 
@@ -73,6 +79,7 @@ def counters() -> dict[str, Any]:
         "raspberry_throttled": read("/sys/devices/platform/soc/soc:firmware/get_throttled"),
         "scaling_max_khz": _total("/sys/devices/system/cpu/cpufreq/policy*/scaling_max_freq"),
         "cgroup_throttled": _cgroup_throttled(),
+        "thermal_status": thermal_status(_said("dumpsys", "thermalservice")),
         "temperature": numbers("/sys/class/thermal/thermal_zone*/temp"),
         "steal_ticks": _stat_ticks()[0],
         "all_ticks": _stat_ticks()[1],
@@ -96,9 +103,50 @@ def _arm_name(cpu: dict[str, str]) -> str | None:
     return f"implementer {cpu.get('CPU implementer')} part {cpu['CPU part']}"
 
 
+def getprop() -> str:
+    """What Android's property service says; empty elsewhere."""
+    return _said("getprop")
+
+
+def android(properties: str) -> dict[str, Any] | None:
+    """The phone that lines such as ``[ro.product.model]: [Pixel 7]`` are of; None if there are none."""
+    found = dict(re.findall(r"^\[(.+?)\]: \[(.*)\]$", properties, re.MULTILINE))
+    if "ro.build.version.sdk" not in found:
+        return None
+    names = (found.get("ro.product.manufacturer"), found.get("ro.product.model"))
+    virtual = "1" in (found.get("ro.kernel.qemu"), found.get("ro.boot.qemu"))
+    return {
+        "model": " ".join(n for n in names if n) or None,
+        "soc": found.get("ro.soc.model") or found.get("ro.board.platform"),
+        "android": found.get("ro.build.version.release"),
+        "sdk": int(found["ro.build.version.sdk"]),
+        "abi": found.get("ro.product.cpu.abi"),
+        "build": found.get("ro.build.fingerprint"),
+        "emulator": virtual or found.get("ro.hardware") in ("ranchu", "goldfish"),
+    }
+
+
+def thermal_status(said: str) -> int | None:
+    """Of ``dumpsys thermalservice``: 0 none, 1 light, 2 moderate, 3 severe, to 6; None where it says nothing."""
+    found = re.search(r"^Thermal Status: (\d+)$", said, re.MULTILINE)
+    return int(found.group(1)) if found else None
+
+
+def _said(*command: str) -> str:
+    """What a program of Android prints; empty where it is missing, fails, or takes longer than 5 s."""
+    if shutil.which(command[0]) is None:
+        return ""
+    try:
+        return subprocess.run(command, capture_output=True, timeout=5).stdout.decode("utf-8", "replace")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
 def is_emulated(model: str | None) -> bool:
-    """Under qemu: the board says so, or this process or one of its parents is qemu's."""
+    """Under qemu: the board says so, its CPU is described as an x86, or one of our parents is qemu's."""
     if (model or "").startswith("Emulated"):
+        return True
+    if platform.machine().startswith(("arm", "aarch64")) and "flags" in cpu_fields():
         return True
     process: int | None = os.getpid()
     while process and process > 1:
