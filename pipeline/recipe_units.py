@@ -7,7 +7,7 @@ from typing import Any, Literal
 from distilledge.models.base import Value
 
 Provider = Literal[
-    "cpu", "xnnpack", "nnapi", "coreml", "cuda", "tensorrt", "openvino", "dnnl", "dml", "qnn", "acl", "armnn", "rknpu",
+    "cpu", "xnnpack", "nnapi", "coreml", "cuda", "tensorrt", "openvino", "dnnl", "dml", "qnn", "rknpu",
     "vitisai", "vsinpu", "migraphx", "cann", "webgpu",
 ]  # fmt: skip
 OpenvinoDevice = Literal["cpu", "gpu", "npu", "auto"]

@@ -60,6 +60,8 @@ class LayerTime(Value):
     """Of one inference: mean of the middle half of the runs."""
     share: float | None
     boundary: bool
+    calls: int = 1
+    """Operations in it: LiteRT's profiler puts like ones of several partitions together."""
 
 
 class Profile(Value):

@@ -30,6 +30,8 @@ class Layer(NamedTuple):
     microseconds: float | None
     boundary: bool = False
     """Whether it only quantizes, dequantizes, converts or copies between units."""
+    calls: int = 1
+    """Operations in it: a profiler may put like ones of several partitions together."""
 
 
 class Profile(NamedTuple):
@@ -66,8 +68,8 @@ def answer(profile: Profile) -> dict[str, Any]:
             for name in names
         ],
         "partitions": profile.partitions,
-        "executed": len(profile.layers),
-        "boundaries": len(boundaries),
+        "executed": sum(layer.calls for layer in profile.layers),
+        "boundaries": sum(layer.calls for layer in boundaries),
         "boundary_share": share(boundaries),
         "microseconds": total if timed else None,
         "runs": profile.runs if timed else 0,

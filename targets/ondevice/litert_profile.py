@@ -116,8 +116,8 @@ class Compiled:
         name = "LiteRtRunCompiledModel"
         self._library.call(name, self._model, ctypes.c_size_t(0), counts[0], self._inputs, counts[1], self._outputs)
 
-    def profiled(self, runs: int, seconds: float) -> tuple[list[tuple[str, int, float]], int]:
-        """(type, index, mean microseconds) of each operation, in the order in which they ran, and of how many runs."""
+    def profiled(self, runs: int, seconds: float) -> tuple[list[tuple[str, int, float, int]], int]:
+        """(type, index, mean microseconds, calls) of one run, in the order in which they ran; of how many runs."""
         for _ in range(WARMUP):
             self.run()
         done, end = 0, time.monotonic() + seconds
@@ -130,18 +130,18 @@ class Compiled:
         self._library.call("LiteRtGetProfileSummary", self.profiler, self._model, ctypes.byref(text))
         found = rows((text.value or b"").decode("utf-8", "replace"))
         self._library.call("LiteRtDestroyCompiledModel", self._model)
-        return [(kind, index, total / done) for kind, index, total in found], done
+        return [(kind, index, total / done, calls // done) for kind, index, total, calls in found], done
 
 
-def rows(summary: str) -> list[tuple[str, int, float]]:
-    """(type, index, microseconds of all calls) in the first table of a summary, which is in the order of the run.
+def rows(summary: str) -> list[tuple[str, int, float, int]]:
+    """(type, index, microseconds of all calls, calls) in the first table of a summary, which is in the run's order.
 
     Operations of the same type and index in several partitions are one row, called several times.
     """
     found = []
     for line in summary.partition("Top by Computation Time")[0].splitlines():
         if row := ROW.match(line):
-            found.append((row[1], int(row[4]), round(float(row[2]) * 1000 * int(row[3]), 3)))
+            found.append((row[1], int(row[4]), round(float(row[2]) * 1000 * int(row[3]), 3), int(row[3])))
     return found
 
 
@@ -152,9 +152,9 @@ def main(path: str, threads: int, mode: int, runs: int, seconds: float) -> None:
         batch, done = Compiled(library, path, threads, mode).profiled(max(1, runs // BATCHES), seconds / BATCHES)
         found.append(batch)
         counts += done
-    kinds = [[kind, index] for kind, index, _ in found[0]]
-    same = [batch for batch in found if [[kind, index] for kind, index, _ in batch] == kinds]
-    times = [[us for _, _, us in batch] for batch in same]
+    kinds = [[kind, index, calls] for kind, index, _, calls in found[0]]
+    same = [batch for batch in found if [[kind, index, calls] for kind, index, _, calls in batch] == kinds]
+    times = [[us for _, _, us, _ in batch] for batch in same]
     sys.stdout.write(json.dumps({"rows": kinds, "microseconds": times, "runs": counts}) + "\n")
 
 

@@ -140,19 +140,20 @@ def _timed(path: str, threads: int, on: units.Units, most: tuple[int, float]) ->
 def _layers(plan: Plan, timed: dict[str, Any]) -> tuple[tuple[Layer, ...], str]:
     """Layers as they ran; or why their times are not of this plan."""
     columns = np.asarray(timed["microseconds"], np.float64)  # (batches of runs, operations)
-    builtin = {index for kind, index in timed["rows"] if not kind.startswith(DELEGATED)}
+    builtin = {index for kind, index, _ in timed["rows"] if not kind.startswith(DELEGATED)}
     there = {int(plan.operations[i]["index"]) for i, unit in enumerate(plan.units) if unit == "builtin"}
     never = {int(plan.operations[i]["index"]) for i in plan.constant}
     if builtin - never != there - never:
         return (), "LiteRT's compiled model places other operations than its interpreter"
     position = {int(operation["index"]): i for i, operation in enumerate(plan.operations)}
     layers, partition, last = [], 0, -1
-    for column, (kind, index) in enumerate(timed["rows"]):
+    for column, (kind, index, calls) in enumerate(timed["rows"]):
         microseconds = typical(columns[:, column].tolist())
         if kind.startswith(DELEGATED):
             partition += index <= last or last < 0
             last = index
-            layers.append(_delegated(kind.removeprefix(DELEGATED), f"{partition}.{index}", microseconds))
+            place = f"{partition}.{index}" if calls == 1 else f"{index} of {calls} partitions"
+            layers.append(_delegated(kind.removeprefix(DELEGATED), place, microseconds)._replace(calls=calls))
         else:
             last = -1
             if index not in never:

@@ -26,8 +26,6 @@ PROVIDERS = {
     "dnnl": "DnnlExecutionProvider",
     "dml": "DmlExecutionProvider",
     "qnn": "QNNExecutionProvider",
-    "acl": "ACLExecutionProvider",
-    "armnn": "ArmNNExecutionProvider",
     "rknpu": "RknpuExecutionProvider",
     "vitisai": "VitisAIExecutionProvider",
     "vsinpu": "VSINPUExecutionProvider",
@@ -43,7 +41,7 @@ UNITS: dict[str, tuple[str, ...]] = {
 }
 """Runtime -> the names that a recipe may give."""
 DEFAULTS: dict[str, tuple[str, ...]] = {"onnx": ("cpu",), "openvino": ("cpu",), "tflite": ("xnnpack",)}
-ON_CPU = frozenset({"cpu", "xnnpack", "builtin", "dnnl", "acl"})
+ON_CPU = frozenset({"cpu", "xnnpack", "builtin", "dnnl"})
 """Units that compute on the CPU's own cores: only there CPU time says whether something else ran."""
 
 
