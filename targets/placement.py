@@ -87,8 +87,10 @@ def _read_back(file: File, device: Device, threads: int) -> Profile:
 
 def _placement(file: File, answer: Mapping[str, Any]) -> Placement:
     fields = ("partitions", "executed", "boundaries", "boundary_share", "microseconds", "runs", "untimed")
-    shares = tuple(UnitShare(**unit) for unit in answer["units"])
-    return Placement(chosen=_chosen(file), units=shares, **{name: answer[name] for name in fields})
+    chosen = _chosen(file)
+    first = sorted(answer["units"], key=lambda unit: unit["unit"] not in chosen)  # a stable sort
+    shares = tuple(UnitShare(**unit) for unit in first)
+    return Placement(chosen=chosen, units=shares, **{name: answer[name] for name in fields})
 
 
 def _chosen(file: File) -> tuple[str, ...]:

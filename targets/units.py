@@ -57,7 +57,7 @@ class LayerTime(Value):
     unit: str
     precision: str
     microseconds: float | None
-    """Of one inference: mean of the middle half of the runs."""
+    """Of one inference: mean of the faster half of the runs."""
     share: float | None
     boundary: bool
     calls: int = 1

@@ -1,7 +1,7 @@
 """What a profile is made of: layers with their unit and time, and what they come to for each unit.
 
-Times are the mean of the middle half of the runs: clocks of profilers count whole microseconds, and one run that
-something else disturbed must not decide.
+Times are the mean of the faster half of the runs: clocks of profilers count whole microseconds, and what else runs on
+the machine only adds. (The mean of the middle half gave the conversion of an input 7 % instead of 0.6 % under load.)
 """
 
 from __future__ import annotations
@@ -95,10 +95,9 @@ def repeat(run: Callable[[], object], runs: int, seconds: float) -> int:
 
 
 def typical(microseconds: Sequence[float]) -> float:
-    """Mean of the middle half."""
+    """Mean of the faster half."""
     ordered = np.sort(np.asarray(microseconds, np.float64))
-    cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())
+    return float(ordered[: (len(ordered) + 1) // 2].mean())
 
 
 def filled(shape: Sequence[Any], dtype: Any) -> np.ndarray[Any, Any]:

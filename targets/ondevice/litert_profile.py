@@ -27,7 +27,7 @@ INTEGERS = {2: ctypes.c_int32, 4: ctypes.c_int64}
 LOCK_FOR_WRITING = 1
 ROW = re.compile(r"^\s*(.+?)\s+[\d.]+\s+[\d.]+\s+([\d.]+)\s+[\d.]+%\s+[\d.]+%\s+[-\d.]+\s+(\d+)\s+\[.*\]:(\d+)\s*$")
 """Of the summary: type, ms on average, times called, index of the operation."""
-WARMUP, BATCHES = 2, 5
+WARMUP, BATCHES = 1, 10
 Pointer = ctypes.c_void_p
 
 
@@ -147,8 +147,8 @@ def rows(summary: str) -> list[tuple[str, int, float, int]]:
 
 def main(path: str, threads: int, mode: int, runs: int, seconds: float) -> None:
     library = Library()
-    found, counts = [], 0
-    for _ in range(BATCHES):
+    found, counts, end = [], 0, time.monotonic() + seconds
+    while not found or (len(found) < BATCHES and time.monotonic() < end):
         batch, done = Compiled(library, path, threads, mode).profiled(max(1, runs // BATCHES), seconds / BATCHES)
         found.append(batch)
         counts += done

@@ -50,7 +50,7 @@ else:
         usable_cores,
     )
 
-RUNS, SECONDS = 30, 3.0
+RUNS, SECONDS = 20, 2.0
 """Profiled inferences of a file at most, and for how long at most."""
 DTYPES = {
     "tensor(float)": np.float32,
