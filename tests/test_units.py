@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.measure import Candidate, measure
 from distilledge.targets.ondevice import placement_tflite, units
 from distilledge.targets.ondevice.litert_profile import rows
-from distilledge.targets.ondevice.placement import profile
+from distilledge.targets.ondevice.placement import _onnx_layers, profile
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ondevice.session import import_runtime, open_session
 from distilledge.targets.placement import File, with_placement
@@ -422,3 +423,32 @@ def test_the_report_shows_where_files_ran(tmp_path: Path) -> None:
     assert "Longest layers of student onnx w8a8" in html
     assert html.count("s-onnx") > page(collect(record).model_copy(update={"profiles": ()})).count("s-onnx")
     assert json.loads(content.model_dump_json())["profiles"][0]["layers"]
+
+
+def test_a_flag_is_an_alarm_of_the_verdict() -> None:
+    from made_run import measurement
+
+    from distilledge.pipeline.gate import _unit_alarms
+
+    place = placed("xnnpack", {"xnnpack": (97, 0.41), "builtin": (20, 0.59)})
+    flags = unit_flags(place, slower_than_float=True)
+    timed = measurement("tflite", "w8a8", "student", median_ms=2.0, placement=place, unit_flags=flags)
+    (alarm,) = _unit_alarms(timed)
+    assert alarm.startswith("PARTIAL_DELEGATION: xnnpack 97 operations 41.0 %, builtin 20 operations 59.0 %")
+
+
+def test_a_branch_that_is_seldom_taken_has_its_mean_time() -> None:
+    arguments = {"op_name": "Exp", "provider": "CPUExecutionProvider", "node_index": "1"}
+    trace = [{"cat": "Node", "name": "e_kernel_time", "dur": 50, "args": arguments}]
+    (layer,) = _onnx_layers(trace, 3)
+    assert layer.microseconds == 10
+
+
+def test_the_page_holds_the_recorded_results(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    script = importlib.import_module("placement")
+    recorded = json.loads((root / "benchmarks" / "results" / "placement.json").read_text(encoding="utf-8"))
+    assert not recorded["conditions"]["quick"]
+    table = script.markdown(recorded["rows"])
+    assert table in (root / "docs" / "runtimes.md").read_text(encoding="utf-8"), "run placement.py --markdown"
+    assert table.count("QUANTIZE_STORM") >= 1

@@ -147,7 +147,8 @@ def rows(summary: str) -> list[tuple[str, int, float, int]]:
 
 def main(path: str, threads: int, mode: int, runs: int, seconds: float) -> None:
     library = Library()
-    found, counts, end = [], 0, time.monotonic() + seconds
+    found: list[list[tuple[str, int, float, int]]] = []
+    counts, end = 0, time.monotonic() + seconds
     while not found or (len(found) < BATCHES and time.monotonic() < end):
         batch, done = Compiled(library, path, threads, mode).profiled(max(1, runs // BATCHES), seconds / BATCHES)
         found.append(batch)

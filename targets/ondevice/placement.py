@@ -131,9 +131,14 @@ def _onnx_layers(trace: list[dict[str, Any]], runs: int) -> tuple[Layer, ...]:
         arguments = about[key]
         if arguments["op_name"] in OUTER:
             continue
-        each = len(durations) // (runs + WARMUP)  # more than one inside of a loop
-        per_run = np.reshape(durations[: each * (runs + WARMUP)], (runs + WARMUP, each)).sum(1) if each else [0.0]
-        layers.append(_onnx_layer(key[0], arguments, typical(per_run[WARMUP:])))
+        each = len(durations) // (
+            runs + WARMUP
+        )  # more than one inside of a loop; none in a branch that is seldom taken
+        if each:
+            per_run = np.reshape(durations[: each * (runs + WARMUP)], (runs + WARMUP, each)).sum(1)
+            layers.append(_onnx_layer(key[0], arguments, typical(per_run[WARMUP:])))
+        else:
+            layers.append(_onnx_layer(key[0], arguments, sum(durations) / (runs + WARMUP)))
     return tuple(layers)
 
 
