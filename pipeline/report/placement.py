@@ -56,31 +56,36 @@ def _line(found: Profile, slower: bool) -> tuple[str | Cell, ...]:
 
 
 def layers(found: Profile) -> Markup:
-    """Bars of the longest layers; outlined: not on the unit that was chosen first, or only converting."""
+    """Bars of the longest layers; paler: not on the unit that was chosen first, or only converting."""
     shown = top(found.layers, SHOWN)
-    longest = max(layer.microseconds or 0.0 for layer in shown) or 1.0
-    x = Scale(0.0, longest, LEFT, WIDTH - RIGHT)
+    place = found.placement
+    together = (place.boundary_share or 0.0) * (place.microseconds or 0.0)
+    x = Scale(0.0, max(together, *(layer.microseconds or 0.0 for layer in shown)) or 1.0, LEFT, WIDTH - RIGHT)
     shapes: list[Markup] = []
+    if place.boundaries:
+        words = f"all {place.boundaries} that only convert, together"
+        shapes += _bar(found, x, len(shown), words, together, away=True)
     for index, layer in enumerate(shown):
-        middle = ROW * (index + 0.5) + 4
         time = layer.microseconds or 0.0
         away = layer.unit not in (*found.placement.chosen[:1], "") or layer.boundary
         tip = f"{layer.name}: {layer.type} on {layer.unit} {layer.precision}, {time:.1f} us{percent(layer.share, ', ')}"
         words = svg.shorten(f"{layer.name} · {layer.type}", 52)
-        shapes += [
-            svg.text(LEFT - 8, middle + 4, words, "tick", "end"),
-            svg.rect(
-                LEFT,
-                middle - 7,
-                x.at(time) - LEFT,
-                14,
-                f"bar s-{_runtime(found)}",
-                opacity=0.35 if away else 1.0,
-                tip=tip,
-            ),
-            svg.text(x.at(time) + 6, middle + 4, f"{time:.0f} us {layer.unit}", "tick"),
-        ]
-    return el("figure", {}, svg.svg(WIDTH, ROW * len(shown) + 10, f"Longest layers of {found.name}", *shapes))
+        shapes += _bar(found, x, index, words, time, away=away, unit=layer.unit, tip=tip)
+    height = ROW * (len(shown) + bool(place.boundaries)) + 10
+    return el("figure", {}, svg.svg(WIDTH, height, f"Longest layers of {found.name}", *shapes))
+
+
+def _bar(
+    found: Profile, x: Scale, index: int, words: str, time: float, *, away: bool, unit: str = "", tip: str = ""
+) -> list[Markup]:
+    """Words, a bar and its microseconds."""
+    middle = ROW * (index + 0.5) + 4
+    colour, opacity = f"bar s-{_runtime(found)}", 0.35 if away else 1.0
+    return [
+        svg.text(LEFT - 8, middle + 4, words, "tick", "end"),
+        svg.rect(LEFT, middle - 7, x.at(time) - LEFT, 14, colour, opacity=opacity, tip=tip),
+        svg.text(x.at(time) + 6, middle + 4, f"{time:.0f} us {unit}".rstrip(), "tick"),
+    ]
 
 
 def _runtime(found: Profile) -> str:
