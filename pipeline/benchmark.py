@@ -13,23 +13,31 @@ import numpy as np
 
 from distilledge.pipeline.decode import as_row
 from distilledge.pipeline.outcomes import write_outcomes
-from distilledge.pipeline.recipe import Measure, TaskName
+from distilledge.pipeline.profile import write_profiles
+from distilledge.pipeline.recipe import Measure, TaskName, Units
 from distilledge.pipeline.record import ExportResult, Measurements, Sample, Scores, TextRow
 from distilledge.targets.base import Exported, Measurement, Predictions
 from distilledge.targets.devices import Device
 from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.measure import Candidate, measure, score
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec
+from distilledge.targets.placement import with_placement
 from distilledge.targets.samples import Samples, is_text, pictures
+from distilledge.targets.units import Profile, Profiles
 
+DEFAULT_UNITS = Units()
 QUICK_SAMPLES = 256
 """Timed inferences under ``measure.quick``: below what is reportable, and labelled as such."""
 
 
-def candidate(result: ExportResult, exported: Exported, directory: Path) -> Candidate:
-    """A file with the name it has in every table."""
+def candidate(result: ExportResult, exported: Exported, directory: Path, units: Units) -> Candidate:
+    """A file with the name it has in every table, and what it is run on."""
     return Candidate(
-        name=row_name(result.role, exported), role=result.role, directory=str(directory), exported=exported
+        name=row_name(result.role, exported),
+        role=result.role,
+        directory=str(directory),
+        exported=exported,
+        units=units.request(exported.runtime),
     )
 
 
@@ -46,17 +54,23 @@ def samples_of(samples: Sequence[Sample], root: Path, texts: Sequence[TextRow]) 
 
 
 def measure_exports(
-    exports: Sequence[tuple[ExportResult, Path]], inputs: Samples, settings: Measure, device: Device
+    exports: Sequence[tuple[ExportResult, Path]],
+    inputs: Samples,
+    settings: Measure,
+    device: Device,
+    out: Path | None = None,
 ) -> Measurements:
     """Time every file of each runtime, interleaved with that runtime's teacher, for each thread count.
 
     Texts are timed as they are, then at each of ``settings.lengths`` that all files take; there from ids only.
+    Where each file's operations run is read back afterwards; ``out``: its layers are written there, as profile.json.
     """
     items: list[Measurement] = []
+    profiles: dict[tuple[str, int], Profile] = {}
     for runtime in dict.fromkeys(result.runtime for result, _ in exports):
-        group = [candidate(r, f, d) for r, d in exports if r.runtime == runtime for f in r.files]
+        group = [candidate(r, f, d, settings.units) for r, d in exports if r.runtime == runtime for f in r.files]
         for threads, length in product(settings.threads, (None, *lengths_of(group, settings))):
-            items += measure(
+            made = measure(
                 group,
                 device,
                 threads=threads,
@@ -69,6 +83,9 @@ def measure_exports(
                 inputs=inputs,
                 length=length,
             )
+            items += with_placement(made, group, device, threads, profiles)
+    if out is not None:
+        write_profiles(Profiles(items=tuple(profiles.values())), out)
     return Measurements(items=tuple(items))
 
 
@@ -80,16 +97,22 @@ def lengths_of(group: Sequence[Candidate], settings: Measure) -> list[int]:
 
 
 def predict_export(
-    result: ExportResult, directory: Path, given: tuple[list[Sample], Path, list[TextRow]], out: Path, device: Device
+    result: ExportResult,
+    directory: Path,
+    given: tuple[list[Sample], Path, list[TextRow]],
+    out: Path,
+    device: Device,
+    *,
+    units: Units = DEFAULT_UNITS,
 ) -> Scores:
     """Predictions of every file of one export, made on the device by that file.
 
     ``given``: samples, where their pictures lie, and their texts, beside whose logits then lies what they come to. On
-    another device than this machine each file is run here too, and compared.
+    another device than this machine each file is run here too, on the CPU, and compared. ``units``: of the device.
     """
     samples, _, texts = given
     inputs = samples_of(*given)
-    candidates = [candidate(result, f, directory) for f in result.files]
+    candidates = [candidate(result, f, directory, units) for f in result.files]
     items = tuple(score(c, device, inputs=inputs, out=out) for c in candidates)
     if not isinstance(device, LocalDevice):
         pairs = zip(candidates, items, strict=True)
@@ -104,7 +127,8 @@ def predict_export(
 def beside_host(candidate: Candidate, item: Predictions, inputs: Samples, out: Path) -> dict[str, float]:
     """What the same file answers on this machine, against the device's answers."""
     with TemporaryDirectory(prefix="distilledge-host-") as folder:
-        found = score(candidate, LocalDevice(), inputs=inputs, out=Path(folder))
+        here_on_cpu = candidate.model_copy(update={"units": None})
+        found = score(here_on_cpu, LocalDevice(), inputs=inputs, out=Path(folder))
         here = np.load(Path(folder) / found.logits)
     there = np.load(out / item.logits)
     several = candidate.exported.input_spec.get("task") == "multi-label-classification"

@@ -184,13 +184,13 @@ def _verify(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Parities:
     return Parities(items=tuple(parities))
 
 
-def _measure(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Measurements:
+def _measure(chain: Chain, _step: Step, out: Path, _partial: Path) -> Measurements:
     from distilledge.pipeline.benchmark import measure_exports, samples_of
     from distilledge.pipeline.inventory import opened
 
     exports = [(e.value, e.path) for e in chain.exports() if e.value.role != "control"]
     with opened(chain.recipe.measure.device) as device:
-        return measure_exports(exports, samples_of(*chain.inputs("test")), chain.recipe.measure, device)
+        return measure_exports(exports, samples_of(*chain.inputs("test")), chain.recipe.measure, device, out)
 
 
 def _predict(chain: Chain, step: Step, out: Path, _partial: Path) -> Scores:
@@ -199,7 +199,8 @@ def _predict(chain: Chain, step: Step, out: Path, _partial: Path) -> Scores:
 
     exported = chain.done[step.name.replace("predict-", "export-", 1)]
     with opened(chain.recipe.measure.device) as device:
-        return predict_export(exported.value, exported.path, chain.inputs("test"), out, device)
+        given, units = chain.inputs("test"), chain.recipe.measure.units
+        return predict_export(exported.value, exported.path, given, out, device, units=units)
 
 
 def _score(chain: Chain, _step: Step, out: Path, _partial: Path) -> Scores:

@@ -155,8 +155,22 @@ def _stage_command(until: str) -> Callable[..., None]:
     return command
 
 
+def _benchmark(
+    recipe: RecipePath,
+    set_: Overrides = NO_OVERRIDES,
+    work: Work = WORK,
+    smoke: Smoke = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print where each file's operations ran, and its longest layers.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    _run(str(recipe), set_, work, smoke, "measure", as_json, profile=profile)
+
+
 for _verb, (_until, _help) in STAGE_VERBS.items():
-    app.command(_verb, help=f"{_help} Earlier stages are run or found first.")(_stage_command(_until))
+    _command = _benchmark if _verb == "benchmark" else _stage_command(_until)
+    app.command(_verb, help=f"{_help} Earlier stages are run or found first.")(_command)
 
 
 app.command()(models)
@@ -189,7 +203,9 @@ def _load(recipe: Path | str, overrides: list[str], smoke: bool) -> Any:
     return loaded
 
 
-def _run(recipe: str, overrides: list[str], work: Path, smoke: bool, until: str, as_json: bool) -> None:
+def _run(
+    recipe: str, overrides: list[str], work: Path, smoke: bool, until: str, as_json: bool, *, profile: bool = False
+) -> None:
     from distilledge.pipeline.progress import Progress
     from distilledge.pipeline.recipe_check import check_models
     from distilledge.pipeline.run import is_trained
@@ -204,21 +220,32 @@ def _run(recipe: str, overrides: list[str], work: Path, smoke: bool, until: str,
     if until == "control" and not loaded.distill.control:
         until = "student"
     failure: DistilledgeError | None = None
+    record = None
     with Progress() as progress:
         try:
-            _, directory = run_chain(loaded, work.absolute(), until=until, command=command, report=progress.update)
+            record, directory = run_chain(loaded, work.absolute(), until=until, command=command, report=progress.update)
         except DistilledgeError as error:
             directory, failure = work.absolute() / "runs" / loaded.name, error
-    _show(directory, until, as_json, failure)
+    profiles = _profiles(record) if profile and record is not None else []
+    if not as_json:
+        for found in profiles:
+            typer.echo(found["words"])
+    _show(directory, until, as_json, failure, {"profile": [p["value"] for p in profiles]} if profile else {})
 
 
-def _show(directory: Path, until: str, as_json: bool, failure: DistilledgeError | None) -> None:
+def _profiles(record: Any) -> list[dict[str, Any]]:
+    from distilledge.pipeline.profile import in_words, profiles_of
+
+    return [{"words": in_words(p), "value": p.model_dump(mode="json")} for p in profiles_of(record).items]
+
+
+def _show(directory: Path, until: str, as_json: bool, failure: DistilledgeError | None, more: dict[str, Any]) -> None:
     report = directory / "report.json"
     fresh = until == "report" and report.exists() and (failure is None or failure.code in ("E5002", "EA001"))
     if as_json:
         body = json.loads(report.read_text(encoding="utf-8")) if fresh else {}
         error = {"code": failure.code, "what": failure.what, "hint": failure.hint} if failure else None
-        typer.echo(json.dumps({"run": str(directory), "error": error, "report": body}))
+        typer.echo(json.dumps({"run": str(directory), "error": error, "report": body, **more}))
     elif fresh:
         from distilledge.pipeline.report.table import terminal
 

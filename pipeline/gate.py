@@ -19,6 +19,7 @@ import numpy as np
 from distilledge.pipeline import stats
 from distilledge.pipeline.evidence import Arrays, Evidence, gather_evidence, noun
 from distilledge.pipeline.outcomes import Outcomes, distinct
+from distilledge.pipeline.profile import summary
 from distilledge.pipeline.recipe import Budget, Recipe
 from distilledge.pipeline.record import Check, ExportResult, Measurements, Scores, Verdict, Verdicts
 from distilledge.pipeline.stats import Estimate
@@ -200,12 +201,18 @@ def _device_checks(evidence: Evidence, file: Exported, budget: Budget) -> tuple[
     checks = [size, _check(RSS, rss, budget.max_peak_rss_mb)]
     if p50 is not None:
         checks.insert(0, _check(P50, p50, budget.max_latency_ms, note))
-    return checks, _slow_int8(evidence, timing)
+    return checks, _slow_int8(evidence, timing) + _unit_alarms(timing)
 
 
 def latency_ms(timing: Measurement, q: float, seed: int) -> Estimate | None:
     """A percentile of the model-only latency of all launches."""
     return stats.percentile([np.asarray(launch.latency_ns) / 1e6 for launch in timing.launches], q, seed=seed)
+
+
+def _unit_alarms(timing: Measurement) -> list[str]:
+    """What is wrong with the file on its unit; being slower than float is judged with its interval (``_slow_int8``)."""
+    found = [flag for flag in timing.unit_flags if flag != "SLOWER_THAN_FLOAT"]
+    return [f"{flag}: {summary(timing.placement)}" for flag in found if timing.placement is not None]
 
 
 def _slow_int8(evidence: Evidence, timing: Measurement) -> list[str]:

@@ -38,6 +38,7 @@ from distilledge.pipeline.recipe_training import (
     TextAugment,
     Training,
 )
+from distilledge.pipeline.recipe_units import Units
 from distilledge.targets.base import Precision, RuntimeName
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "TextAugment",
     "Tickets",
     "Training",
+    "Units",
     "Verify",
 ]
 
@@ -162,6 +164,7 @@ class Measure(Value):
     """Pictures (or texts) timed from file (or string) to answer, in each launch."""
     lengths: tuple[Count, ...] = ()
     """Text: every file is also timed at each of these numbers of tokens."""
+    units: Units = Units()
 
 
 class Budget(Value):

@@ -161,6 +161,28 @@ def _targets(recipe: Recipe) -> Found:
         yield "measure.threads is empty", "name at least one count, such as 1"
 
 
+def _units(recipe: Recipe) -> Found:
+    units = recipe.measure.units
+    for name, listed in (("onnx", units.onnx), ("tflite", units.tflite)):
+        if not listed:
+            yield f"measure.units.{name} is empty", "name at least one"
+        if len(set(listed)) < len(listed):
+            yield f"measure.units.{name} names a unit twice", "name it once"
+    if "builtin" in units.tflite and len(units.tflite) > 1:
+        yield "measure.units.tflite: builtin takes the rest by itself", "leave it out, or name it alone"
+    if units.tflite[:2] == ("xnnpack", "delegate"):
+        yield "measure.units.tflite: a delegate comes before xnnpack", "write [delegate, xnnpack]"
+    if ("delegate" in units.tflite) != (units.delegate is not None):
+        what = "measure.units.tflite: delegate and measure.units.delegate, its library, belong together"
+        yield what, "give both or neither"
+    named = {*units.onnx, units.openvino, *units.tflite}
+    for unknown in sorted(set(units.options) - named):
+        yield (
+            f"measure.units.options.{unknown} is of a unit that is not chosen",
+            f"choose from {', '.join(sorted(named))}",
+        )
+
+
 def _task(recipe: Recipe) -> Found:
     if recipe.metric not in METRICS[recipe.task]:
         yield f"metric {recipe.metric} is not one of {recipe.task}", f"choose from {', '.join(METRICS[recipe.task])}"
@@ -219,4 +241,5 @@ CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _inputs,
     _trainings,
     _targets,
+    _units,
 )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from distilledge.models.errors import RejectedError
 from distilledge.pipeline.data.content import content_hash, unlabelled_hash
 from distilledge.pipeline.data.listing import expand
-from distilledge.pipeline.recipe import ExportTarget, Recipe, Student, Teacher
+from distilledge.pipeline.recipe import ExportTarget, Recipe, Student, Teacher, Units
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.store import fingerprint
 from distilledge.targets.saturation import saturates
@@ -86,7 +86,7 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     measured = [e for e in exports if e.role != "control"]
     measure = _step("measure", "measure", {**_downstream(recipe, data, measured, "measure"), "device": device_card})
     elsewhere = {} if recipe.measure.device == "local" else {"device": device_card}
-    predicts = [_predict(data, e, elsewhere) for e in exports]
+    predicts = [_predict(data, e, elsewhere | _units(recipe, e.runtime, device_card)) for e in exports]
     score = _step("score", "score", {p.name: p.fingerprint for p in predicts})
     gate = _step("gate", "gate", _gate_inputs(recipe, score, measure))
     models = [step for step in (first, teacher, second, *trained[1:]) if step is not None]
@@ -265,11 +265,18 @@ def export_packages(recipe: Recipe, runtime: str) -> tuple[str, ...]:
 def _downstream(recipe: Recipe, data: Step, exports: list[Step], part: str) -> dict[str, Any]:
     other = {"device"} if part == "measure" else set()  # its card stands beside
     other |= {"lengths"} if part == "measure" and not recipe.is_text else set()
+    other |= {"units"} if part == "measure" and recipe.measure.units == Units() else set()
     return {
         "data": data.fingerprint,
         part: getattr(recipe, part).model_dump(mode="json", exclude=other),
         "files": {e.name: e.fingerprint for e in exports},
     }
+
+
+def _units(recipe: Recipe, runtime: str, device_card: dict[str, Any]) -> dict[str, Any]:
+    """Where a runtime computes, if that is not its default."""
+    request = recipe.measure.units.request(runtime)
+    return {"units": request, "device": device_card} if request else {}
 
 
 def _predict(data: Step, export: Step, device: dict[str, Any]) -> Step:

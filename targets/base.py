@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distilledge.models.base import Value
+from distilledge.targets.units import Placement
 
 Precision = Literal["fp32", "fp16", "w8dyn", "w8a8"]
 """``w`` weights, ``a`` activations, then bits; ``dyn``: activation ranges computed at run time; ``w8a8`` is static."""
@@ -148,6 +149,10 @@ class Measurement(Value):
     flags: tuple[str, ...] = ()
     """Such as ``OTHER_LOAD``; a flagged result is kept, and the report says so beside every comparison."""
     int8_slower_than_float: bool = False
+    placement: Placement | None = None
+    """Where the operations ran; None: it was measured before this was read back."""
+    unit_flags: tuple[str, ...] = ()
+    """Of ``targets.units.unit_flags``: what is wrong with the file on this unit, not with the figure."""
 
 
 class Launch(Value):

@@ -21,6 +21,7 @@ from distilledge.models.base import Value
 from distilledge.targets.base import Exported, Launch, Measurement, Predictions
 from distilledge.targets.devices.base import Device, Message, WorkerHandle
 from distilledge.targets.fairness import fairness_flags, machine_flags
+from distilledge.targets.ondevice.units import ON_CPU
 from distilledge.targets.samples import Samples, is_text, key, timed_arrays
 
 BLOCK_SECONDS = 0.12
@@ -38,6 +39,8 @@ class Candidate(Value):
     role: Literal["teacher", "student", "control"]
     directory: str
     exported: Exported
+    units: dict[str, Any] | None = None
+    """What it is run on, see ``ondevice.units.chosen``; None: the runtime's default."""
 
 
 class Progress(NamedTuple):
@@ -210,6 +213,12 @@ def score(candidate: Candidate, device: Device, *, inputs: Samples, out: Path) -
     )
 
 
+def _cpu_threads(candidate: Candidate, loaded: dict[str, Any]) -> int:
+    """0, of which CPU time says nothing, where another unit computes."""
+    on_cpu = candidate.units is None or set(candidate.units["names"]) <= ON_CPU
+    return int(loaded["threads"]) if on_cpu else 0
+
+
 def _peer(measurement: Measurement) -> tuple[str, str, int, int | None]:
     return measurement.runtime, measurement.role, measurement.threads, measurement.length
 
@@ -225,6 +234,7 @@ def _load(worker: WorkerHandle, candidate: Candidate, device: Device, threads: i
         "runtime": exported.runtime,
         "precision": exported.precision,
         "threads": threads,
+        "units": candidate.units,
     }
     return worker.request(request, LOAD_SECONDS)
 
@@ -297,5 +307,5 @@ def _measurement(
         launches=launches,
         runtime_version=loaded["runtime_version"],
         execution_precision=loaded["execution_precision"],
-        flags=tuple(dict.fromkeys(fairness_flags(launches, threads=loaded["threads"]) + machine)),
+        flags=tuple(dict.fromkeys(fairness_flags(launches, threads=_cpu_threads(candidate, loaded)) + machine)),
     )

@@ -169,8 +169,8 @@ def test_the_worker_on_the_device_sends_nothing_either(tmp_path: Path) -> None:
     """A worker is a process of its own: it must block the package itself before it imports openvino."""
     (tmp_path / "x.onnx").write_bytes(trial._onnx_model())
     code = (
-        "import sys; from distilledge.targets.ondevice.session import SESSIONS\n"
-        f"try: SESSIONS['openvino']({str(tmp_path / 'x.onnx')!r}, 1, 'fp32')\n"
+        "import sys; from distilledge.targets.ondevice.session import open_session\n"
+        f"try: open_session({str(tmp_path / 'x.onnx')!r}, 'openvino', 1)\n"
         "except ValueError as error: print(error, file=sys.stderr)  # it takes float pictures\n"
         "print('openvino' in sys.modules, sys.modules.get('openvino_telemetry'))"
     )

@@ -15,6 +15,7 @@ from distilledge.pipeline.data.content import location
 from distilledge.pipeline.decode import as_row
 from distilledge.pipeline.evidence import Evidence, gather_evidence
 from distilledge.pipeline.outcomes import read_all
+from distilledge.pipeline.profile import SHOWN, read_profiles
 from distilledge.pipeline.record import (
     Checkpoint,
     ExportResult,
@@ -35,6 +36,7 @@ from distilledge.pipeline.report.answers import Pair, Pictures
 from distilledge.pipeline.report.vocabulary import BesideHost, Curve, DataSummary, ReportContent, StageLine, Tokenizer
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec
+from distilledge.targets.units import Profile, top
 
 GALLERY = 24
 """Disagreements shown at most."""
@@ -80,6 +82,7 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         files=files,
         timings=timed,
         device=stages.measurements.items[0].device if stages.measurements.items else {},
+        profiles=_profiles(run),
         beside_host=tuple(
             BesideHost(name=i.name, agreement=i.host_agreement, max_abs=i.host_max_abs)
             for i in stages.scores.items
@@ -118,6 +121,11 @@ def _require(run: RunRecord, stage: str, record: type[V]) -> V:
 
 def _read(run: RunRecord, stage: str, record: type[V]) -> V | None:
     return _require(run, stage, record) if any(s.name == stage for s in run.stages) else None
+
+
+def _profiles(run: RunRecord) -> tuple[Profile, ...]:
+    found = read_profiles(run.directory("measure")) if any(s.name == "measure" for s in run.stages) else None
+    return tuple(p.model_copy(update={"layers": top(p.layers, SHOWN)}) for p in found.items) if found else ()
 
 
 def _evidence(run: RunRecord, stages: _Stages) -> Evidence:

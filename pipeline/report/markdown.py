@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distilledge.pipeline.report import lengths
+from distilledge.pipeline.report import lengths, placement
 from distilledge.pipeline.report.background import counts, cuts
 from distilledge.pipeline.report.table import NONE, columns, judged_length, number, rows, summary
 from distilledge.pipeline.report.vocabulary import ReportContent
@@ -26,6 +26,7 @@ def markdown(content: ReportContent) -> str:
         *_teacher_worth(content),
         *_lengths(content),
         *_precisions(content),
+        *_placement(content),
         *_parity(content),
         *_data(content),
         "## Reproduce",
@@ -94,6 +95,11 @@ def _precisions(content: ReportContent) -> list[str]:
         "Float operations left",
     )
     return ["## What each precision cost and gained", "", _grid(titles, lines)]
+
+
+def _placement(content: ReportContent) -> list[str]:
+    titles, lines = placement.cells(content)
+    return ["## Where it runs", "", _grid(titles, lines)] if lines else []
 
 
 def _parity(content: ReportContent) -> list[str]:

@@ -135,6 +135,7 @@ def _timing(m: Measurement, seed: int) -> Timing:
         runtime_version=m.runtime_version,
         execution_precision=m.execution_precision,
         flags=m.flags,
+        unit_flags=m.unit_flags,
     )
 
 

@@ -9,6 +9,7 @@ from distilledge.pipeline.gate import Outcome
 from distilledge.pipeline.recipe import MetricName, Recipe
 from distilledge.pipeline.record import Checkpoint, Parity, Verdict
 from distilledge.pipeline.stats import Bin, Estimate
+from distilledge.targets.units import Profile
 
 
 class FileResult(Value):
@@ -76,6 +77,8 @@ class Timing(Value):
     runtime_version: str
     execution_precision: str
     flags: tuple[str, ...]
+    unit_flags: tuple[str, ...] = ()
+    """Of the file on its unit, such as ``PARTIAL_DELEGATION``."""
 
 
 class Headline(Value):
@@ -234,6 +237,8 @@ class ReportContent(Value):
     """The teacher's first."""
     timings: tuple[Timing, ...]
     device: dict[str, Any]
+    profiles: tuple[Profile, ...] = ()
+    """With the longest layers alone; empty where nothing was read back."""
     beside_host: tuple[BesideHost, ...] = ()
     """Empty where this machine is the device."""
     data: DataSummary

@@ -27,6 +27,12 @@ ON_DEVICE = {
     "busy": ("the device is in use", "E6023", "wait for that run to end"),
     "space": ("no space left on the device", "E6024", "free some, or set another folder in devices.yaml"),
     "read-only": ("the device's folder cannot be written", "E6025", "set another folder in devices.yaml"),
+    "unit": ("the device does not have the unit", "E6050", "change measure.units, or install a runtime that has it"),
+    "refused": (
+        "the unit does not take the file",
+        "E6051",
+        "choose another one in measure.units, or add one behind it that takes the rest",
+    ),
     "damaged": ("a file was damaged on its way to the device", "E6026", "run it again"),
 }
 """Kinds of refusals by ``ondevice/worker.py`` and ``ondevice/post.py``."""

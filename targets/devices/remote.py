@@ -35,7 +35,20 @@ TRIES, PAUSE_SECONDS = 3, 2.0
 ANSWER_SECONDS = 120.0
 PIECE_BYTES = 512 << 10
 """Sent in one request, before base64."""
-SENT = ("worker.py", "rows.py", "session.py", "files.py", "preprocess.py", "text.py", "facts.py")
+SENT = (
+    "worker.py",
+    "rows.py",
+    "session.py",
+    "units.py",
+    "files.py",
+    "preprocess.py",
+    "text.py",
+    "facts.py",
+    "layers.py",
+    "placement.py",
+    "placement_tflite.py",
+    "litert_profile.py",
+)
 """Of ``ondevice``: what a worker is made of."""
 
 

@@ -24,6 +24,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+if __package__:
+    from distilledge.targets.ondevice import units
+else:
+    import units  # type: ignore[import-not-found,no-redef]
+
 FloatArray = npt.NDArray[np.float32]
 Rows = Sequence[npt.NDArray[Any]] | npt.NDArray[Any]
 """Pictures uint8 (H, W, 3), also as one array (N, H, W, 3); or texts int32 (L,), padded to a length the file has."""
@@ -53,11 +58,16 @@ class Session(Protocol):
         """One function per row that runs one inference on it, results left in the runtime: what is timed."""
 
 
-def open_session(path: str, runtime: str, threads: int, precision: str = "fp32") -> Session:
-    """Load a model file. ``threads`` 0: all cores this process may use. Raises whatever the runtime raises."""
+def open_session(
+    path: str, runtime: str, threads: int, precision: str = "fp32", on: dict[str, Any] | None = None
+) -> Session:
+    """Load a model file. ``threads`` 0: all cores this process may use. ``on``: see ``units.chosen``.
+
+    Raises ``units.MissingUnitError``, ``units.RefusedUnitError`` and whatever the runtime raises.
+    """
     if runtime not in SESSIONS:
         raise ValueError(f"unknown runtime {runtime!r}; choose from {', '.join(SESSIONS)}")
-    return SESSIONS[runtime](path, threads or usable_cores(), precision)
+    return SESSIONS[runtime](path, threads or usable_cores(), precision, units.chosen(runtime, on))
 
 
 def import_runtime(runtime: str) -> Any:
@@ -88,15 +98,19 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def onnx_options(ort: Any, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
 class OnnxSession:
-    def __init__(self, path: str, threads: int, precision: str) -> None:  # noqa: ARG002 (one constructor for all)
+    def __init__(self, path: str, threads: int, precision: str, on: units.Units) -> None:  # noqa: ARG002 (one for all)
         ort = import_runtime("onnx")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = units.onnx_session(ort, path, onnx_options(ort, threads), on)
         self._ort = ort
         self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0].name
         self._text = _is_text(path, self._input.type.removeprefix("tensor(").rstrip(")"))
@@ -124,23 +138,30 @@ def openvino_core() -> Any:
     return import_runtime("openvino").Core()
 
 
+def openvino_config(core: Any, threads: int, precision: str, on: units.Units) -> dict[str, Any]:
+    device = units.openvino_device(core, on)
+    halves = precision == "fp16" and "FP16" in core.get_property(
+        "CPU" if device == "AUTO" else device, "OPTIMIZATION_CAPABILITIES"
+    )
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f16" if halves else "f32",
+    }
+
+
 class OpenvinoSession:
-    def __init__(self, path: str, threads: int, precision: str) -> None:
+    def __init__(self, path: str, threads: int, precision: str, on: units.Units) -> None:
         ov, core = import_runtime("openvino"), openvino_core()
-        halves = precision == "fp16" and "FP16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        config: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "f16" if halves else "f32",
-        }
-        compiled = core.compile_model(core.read_model(path), "CPU", config)
+        compiled = units.openvino_compiled(core, path, openvino_config(core, threads, precision, on), on)
         kind = compiled.inputs[0].get_element_type().get_type_name()
         self._text = _is_text(path, {"u8": "uint8", "i32": "int32"}.get(kind, kind))
         self._ov, self._request = ov, compiled.create_infer_request()
-        self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        self.threads = int(units.openvino_property(compiled, "INFERENCE_NUM_THREADS") or threads)
         self.runtime_version = f"openvino {ov.__version__.split('-')[0]}"
-        self.execution_precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        hint = units.openvino_property(compiled, "INFERENCE_PRECISION_HINT")
+        self.execution_precision = hint.get_type_name() if hint is not None else "unknown"
         shape = compiled.inputs[0].partial_shape
         self.input_shape = tuple(d.get_length() if d.is_static else _any(self._text) for d in shape)
         self.example = _zeros(self.input_shape)
@@ -170,11 +191,11 @@ class OpenvinoSession:
 
 
 class TfliteSession:
-    def __init__(self, path: str, threads: int, precision: str) -> None:  # noqa: ARG002 (one constructor for all)
+    def __init__(self, path: str, threads: int, precision: str, on: units.Units) -> None:  # noqa: ARG002 (one for all)
         tflite = import_runtime("tflite")
         package = "ai-edge-litert" if tflite.__name__.startswith("ai_edge") else "tflite-runtime"
         self.runtime_version = f"{package} {version(package)}"
-        self._interpreter = tflite.Interpreter(model_path=path, num_threads=threads)
+        self._interpreter = units.interpreter(tflite, path, threads, on)
         self.threads, self.execution_precision = threads, "f32"
         names = [n for n in self._interpreter.get_signature_list() if n.startswith(LENGTH)]
         self._names = {int(name.removeprefix(LENGTH)): name for name in names}
@@ -231,7 +252,7 @@ class TfliteSession:
         return logits
 
 
-SESSIONS: dict[str, Callable[[str, int, str], Session]] = {
+SESSIONS: dict[str, Callable[[str, int, str, units.Units], Session]] = {
     "onnx": OnnxSession,
     "openvino": OpenvinoSession,
     "tflite": TfliteSession,

@@ -37,10 +37,12 @@ import numpy as np
 if __package__:
     from distilledge.targets.ondevice import facts
     from distilledge.targets.ondevice.files import IntegrityMismatch, check_integrity, timed, write_array
+    from distilledge.targets.ondevice.placement import profiled
     from distilledge.targets.ondevice.preprocess import BadPicture
     from distilledge.targets.ondevice.rows import Pictures, Texts
     from distilledge.targets.ondevice.session import Session, import_runtime, installed_version, open_session, stack
     from distilledge.targets.ondevice.text import BadText, WrongTokenizer, pad
+    from distilledge.targets.ondevice.units import UnitError
 else:
     import facts  # type: ignore[import-not-found,no-redef]
     from files import (  # type: ignore[import-not-found,no-redef]
@@ -49,6 +51,7 @@ else:
         timed,
         write_array,
     )
+    from placement import profiled  # type: ignore[import-not-found,no-redef]
     from preprocess import BadPicture  # type: ignore[import-not-found,no-redef]
     from rows import Pictures, Texts  # type: ignore[import-not-found,no-redef]
     from session import (  # type: ignore[import-not-found,no-redef]
@@ -59,6 +62,7 @@ else:
         stack,
     )
     from text import BadText, WrongTokenizer, pad  # type: ignore[import-not-found,no-redef]
+    from units import UnitError  # type: ignore[import-not-found,no-redef]
 
 Message = dict[str, Any]
 GRACE_SECONDS = 2.0
@@ -81,6 +85,7 @@ class Worker:
             "block": self.block,
             "end_to_end": self.end_to_end,
             "score": self.score,
+            "profile": profiled,
             "runtime": lambda request: {"runtime_version": installed_version(request["runtime"])},
             "facts": lambda _: {"card": facts.device_card(), "counters": facts.counters()},
         }
@@ -88,7 +93,7 @@ class Worker:
     def load(self, request: Message) -> Message:
         """``files``, ``sha256``, ``runtime``, ``threads``, ``precision`` -> times, version, execution precision.
 
-        ``tokenizer``: of a text model, one of the files.
+        ``tokenizer``: of a text model, one of the files. ``units``: where it is computed (``units.chosen``).
         """
         self._session, self._calls, self._tokenizer = None, [], request.get("tokenizer", "")
         check_integrity(request["files"], request["sha256"])
@@ -96,7 +101,11 @@ class Worker:
         import_runtime(request["runtime"])
         start = time.perf_counter_ns()
         self._session = open_session(
-            request["files"][0], request["runtime"], request["threads"], request.get("precision", "fp32")
+            request["files"][0],
+            request["runtime"],
+            request["threads"],
+            request.get("precision", "fp32"),
+            request.get("units"),
         )
         loaded = time.perf_counter_ns()
         self._session.run([self._session.example])
@@ -199,6 +208,8 @@ def answer(worker: Worker, request: Message) -> Message:
         kind, text = "text", ": ".join(part for part in (worker.row, error.reason) if part)
     except WrongTokenizer as error:
         kind, text = "integrity", str(error)
+    except UnitError as error:
+        kind, text = error.kind, str(error)
     except ModuleNotFoundError as error:
         kind, text = "missing", f"{error.name}"
     except MemoryError as error:
