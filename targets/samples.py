@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,15 @@ class Samples:
 
     rows: tuple[Any, ...]
     text: bool = False
+    arrays: Mapping[str, str] = MappingProxyType({})
+    """Of files that others made: a candidate's name -> its .npz of ``ondevice.ports``; then ``rows`` only count."""
 
     def spread(self, count: int) -> Samples:
         """So many of them, taken at even distances."""
-        return Samples(self.rows[:: max(1, len(self.rows) // count)][:count], self.text)
+        return replace(self, rows=self.rows[:: max(1, len(self.rows) // count)][:count])
 
     def cycled(self, count: int) -> Samples:
-        return Samples(tuple(self.rows[i % len(self.rows)] for i in range(count)), self.text)
+        return replace(self, rows=tuple(self.rows[i % len(self.rows)] for i in range(count)))
 
     def pushed(self, device: Device, folder: Path) -> Message:
         """The fields of a request that name them, once they are on the device. ``folder``: for files of ours."""

@@ -24,6 +24,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+if __package__:
+    from distilledge.targets.ondevice.feeds import Feeds, OnnxFeeds, OpenvinoFeeds, Shapes, TfliteFeeds
+else:
+    from feeds import Feeds, OnnxFeeds, OpenvinoFeeds, Shapes, TfliteFeeds  # type: ignore[import-not-found,no-redef]
+
 FloatArray = npt.NDArray[np.float32]
 Rows = Sequence[npt.NDArray[Any]] | npt.NDArray[Any]
 """Pictures uint8 (H, W, 3), also as one array (N, H, W, 3); or texts int32 (L,), padded to a length the file has."""
@@ -35,7 +40,7 @@ LENGTH = "length_"
 
 
 class Session(Protocol):
-    """A loaded model with uint8 (1, H, W, 3) or int32 (1, L) in and logits out, batch 1."""
+    """A loaded model with uint8 (1, H, W, 3) or int32 (1, L) in and logits out, batch 1; others by ``feeds`` alone."""
 
     runtime_version: str
     execution_precision: str
@@ -46,6 +51,9 @@ class Session(Protocol):
     example: npt.NDArray[Any]
     """A row of zeros that it takes."""
 
+    @property
+    def feeds(self) -> Feeds: ...
+
     def run(self, rows: Rows) -> FloatArray:
         """Logits float32, one inference per row: (N, classes); of tokens (N, longest, K) with zeros behind the ends."""
 
@@ -53,11 +61,14 @@ class Session(Protocol):
         """One function per row that runs one inference on it, results left in the runtime: what is timed."""
 
 
-def open_session(path: str, runtime: str, threads: int, precision: str = "fp32") -> Session:
-    """Load a model file. ``threads`` 0: all cores this process may use. Raises whatever the runtime raises."""
+def open_session(path: str, runtime: str, threads: int, precision: str = "fp32", shapes: Shapes = None) -> Session:
+    """Load a model file. ``threads`` 0: all cores this process may use. Raises whatever the runtime raises.
+
+    ``shapes``: given for files that others made, ``{}`` where nothing is open; raises ``BadShape``.
+    """
     if runtime not in SESSIONS:
         raise ValueError(f"unknown runtime {runtime!r}; choose from {', '.join(SESSIONS)}")
-    return SESSIONS[runtime](path, threads or usable_cores(), precision)
+    return SESSIONS[runtime](path, threads or usable_cores(), precision, shapes)
 
 
 def import_runtime(runtime: str) -> Any:
@@ -89,7 +100,7 @@ def usable_cores() -> int:
 
 
 class OnnxSession:
-    def __init__(self, path: str, threads: int, precision: str) -> None:  # noqa: ARG002 (one constructor for all)
+    def __init__(self, path: str, threads: int, precision: str, shapes: Shapes) -> None:  # noqa: ARG002 (one for all)
         ort = import_runtime("onnx")
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -99,7 +110,8 @@ class OnnxSession:
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._ort = ort
         self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0].name
-        self._text = _is_text(path, self._input.type.removeprefix("tensor(").rstrip(")"))
+        self.feeds = OnnxFeeds(self._session, shapes)
+        self._text = _is_text(path, self.feeds, shapes)
         self.threads, self.runtime_version, self.execution_precision = threads, f"onnxruntime {ort.__version__}", "f32"
         self.input_shape = tuple(d if isinstance(d, int) else _any(self._text) for d in self._input.shape)
         self.example = _zeros(self.input_shape)
@@ -125,7 +137,7 @@ def openvino_core() -> Any:
 
 
 class OpenvinoSession:
-    def __init__(self, path: str, threads: int, precision: str) -> None:
+    def __init__(self, path: str, threads: int, precision: str, shapes: Shapes) -> None:
         ov, core = import_runtime("openvino"), openvino_core()
         halves = precision == "fp16" and "FP16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         config: dict[str, Any] = {
@@ -134,10 +146,12 @@ class OpenvinoSession:
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": "f16" if halves else "f32",
         }
-        compiled = core.compile_model(core.read_model(path), "CPU", config)
-        kind = compiled.inputs[0].get_element_type().get_type_name()
-        self._text = _is_text(path, {"u8": "uint8", "i32": "int32"}.get(kind, kind))
+        model = core.read_model(path)
+        self.feeds = OpenvinoFeeds(ov, model, shapes)
+        compiled = core.compile_model(model, "CPU", config)
+        self._text = _is_text(path, self.feeds, shapes)
         self._ov, self._request = ov, compiled.create_infer_request()
+        self.feeds.compiled(compiled, self._request)
         self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self.runtime_version = f"openvino {ov.__version__.split('-')[0]}"
         self.execution_precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -170,7 +184,7 @@ class OpenvinoSession:
 
 
 class TfliteSession:
-    def __init__(self, path: str, threads: int, precision: str) -> None:  # noqa: ARG002 (one constructor for all)
+    def __init__(self, path: str, threads: int, precision: str, shapes: Shapes) -> None:  # noqa: ARG002 (one for all)
         tflite = import_runtime("tflite")
         package = "ai-edge-litert" if tflite.__name__.startswith("ai_edge") else "tflite-runtime"
         self.runtime_version = f"{package} {version(package)}"
@@ -180,7 +194,8 @@ class TfliteSession:
         self._names = {int(name.removeprefix(LENGTH)): name for name in names}
         self._runners: dict[int, Any] = {}
         source, sink = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
-        self._text = _is_text(path, source["dtype"].__name__)
+        self.feeds = TfliteFeeds(self._interpreter, shapes)
+        self._text = _is_text(path, self.feeds, shapes)
         if self._text and package == "tflite-runtime":
             raise ValueError("tflite-runtime reads int8 weights of text models wrongly: use ai-edge-litert")
         self._in, self._out, self._scale = source["index"], sink["index"], sink["quantization"]
@@ -231,14 +246,17 @@ class TfliteSession:
         return logits
 
 
-SESSIONS: dict[str, Callable[[str, int, str], Session]] = {
+SESSIONS: dict[str, Callable[[str, int, str, Shapes], Session]] = {
     "onnx": OnnxSession,
     "openvino": OpenvinoSession,
     "tflite": TfliteSession,
 }
 
 
-def _is_text(path: str, kind: str) -> bool:
+def _is_text(path: str, feeds: Feeds, shapes: Shapes) -> bool:
+    kind = feeds.inputs[0].dtype
+    if shapes is not None:
+        return False
     if kind not in ("uint8", "int32"):
         raise ValueError(f"{path} takes {kind}, neither uint8 RGB nor int32 ids")
     return kind == "int32"
