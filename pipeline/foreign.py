@@ -97,14 +97,13 @@ def open_files(paths: Sequence[Path], baseline: Path | None, shapes: Sequence[st
 
 
 def measure_files(
-    opened: Sequence[Given], device: Device, settings: Settings, inputs: Path | None, say: Say
+    opened: Sequence[Given], device: Device, name: str, settings: Settings, inputs: Path | None, say: Say
 ) -> tuple[dict[str, Any], tuple[Item, ...]]:
     """Device card and one item for each file, all timed in turn in one run.
 
     Raises ``RejectedError`` (exit 3) for a file that the device's runtime does not take, ``UsageError`` for inputs
     that do not fit, and what the device raises.
     """
-    say("connecting")
     card = device.facts()
     say("sending")
     with TemporaryDirectory(prefix="distilledge-foreign-") as folder:
@@ -129,7 +128,7 @@ def measure_files(
             progress=lambda share: say(f"measuring {100 * share:.0f} %"),
         )
     items = zip(opened, fed, found, strict=True)
-    return card, tuple(_item(one, f, m, device.name, settings, inputs) for one, f, m in items)
+    return card, tuple(_item(one, f, m, name, settings, inputs) for one, f, m in items)
 
 
 def candidate(one: Given, settings: Settings, device: Device) -> Candidate:

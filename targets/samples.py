@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ class Samples:
 
     rows: tuple[Any, ...]
     text: bool = False
-    arrays: Mapping[str, str] = MappingProxyType({})
+    arrays: Mapping[str, str] = field(default_factory=dict)
     """Of files that others made: a candidate's name -> its .npz of ``ondevice.ports``; then ``rows`` only count."""
 
     def spread(self, count: int) -> Samples:
