@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from distilledge.models.base import Value
 from distilledge.models.errors import DistilledgeError, RejectedError
 from distilledge.targets.base import RuntimeName
+from distilledge.targets.validate import EXPORT_AGAIN, check_whole
 
 RUNTIME_OF: dict[str, RuntimeName] = {".onnx": "onnx", ".xml": "openvino", ".tflite": "tflite"}
 """Suffix -> the runtime that a file is run in."""
@@ -60,7 +61,7 @@ def look(path: Path) -> Looked:
 
     Also where looking at it takes more than 180 s or 16 GiB.
     """
-    _plainly(path)
+    check_name(path)
     command = [sys.executable, "-m", "distilledge.targets.look", str(path)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False, stdin=subprocess.DEVNULL)
@@ -77,13 +78,14 @@ def look(path: Path) -> Looked:
         raise RejectedError("E3042", f"{path} cannot be read: {last[:300]}", "export it again")
     said = json.loads(lines[-1])
     if "code" in said:
+        said["hint"] = said["hint"].replace(EXPORT_AGAIN, "download or export it again")
         raise {kind.__name__: kind for kind in DistilledgeError.__subclasses__()}[said["kind"]](
             said["code"], said["what"], said["hint"]
         )
     return Looked.model_validate(said)
 
 
-def _plainly(path: Path) -> None:
+def check_name(path: Path) -> None:
     """What needs no parser: the suffix, what stands in for a file, and one that is named as what it is not."""
     if path.suffix not in RUNTIME_OF:
         raise RejectedError("E3043", f"not a model file: {path}", f"known: {', '.join(RUNTIME_OF)}")
@@ -175,9 +177,9 @@ OPENVINO = {"f32": "float32", "f16": "float16", "f64": "float64", "i8": "int8", 
 LOOKS: dict[str, Callable[[Path], _Found]] = {".onnx": _onnx, ".xml": _openvino, ".tflite": _tflite}
 
 
-def _looked(path: Path) -> Looked:
-    from distilledge.targets.validate import check_whole
-
+def looked(path: Path) -> Looked:
+    """``look`` in this process."""
+    check_name(path)
     if check_whole(path) is None:
         raise RejectedError("E3046", f"it has no input: {path}", "give a file of a network that takes something")
     found = LOOKS[path.suffix](path)
@@ -200,7 +202,7 @@ def _hash(path: Path) -> str:
 
 def _said(path: Path) -> dict[str, Any]:
     try:
-        return _looked(path).model_dump()
+        return looked(path).model_dump()
     except DistilledgeError as error:
         return {"kind": type(error).__name__, "code": error.code, "what": error.what, "hint": error.hint}
 

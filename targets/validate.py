@@ -128,10 +128,10 @@ def _tflite(path: Path) -> Sequence[int | None] | None:
 
 
 def _openvino(path: Path) -> Sequence[int | None] | None:
-    from distilledge.targets.openvino import file_sha256, read_model, weights_sha256
-
     weights = path.with_suffix(".bin")
     check_companion(path, weights)
+    from distilledge.targets.openvino import file_sha256, read_model, weights_sha256
+
     text = path.read_text(encoding="utf-8", errors="replace")
     ends = [int(m[1]) + int(m[2]) for m in re.finditer(r'\boffset="(\d+)"[^>]*?\bsize="(\d+)"', text)]
     if ends and max(ends) != weights.stat().st_size:
