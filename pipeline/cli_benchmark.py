@@ -136,9 +136,12 @@ def _recipe(
 
     if len(devices) < 2:
         overrides = [*overrides, *(f"measure.device={name}" for name in devices)]
-        directory = run_recipe(recipe, overrides, work, smoke, "score", as_json)
-        if out:
-            write_result(read_result(directory / NAME), out)
+        directory = run_recipe(recipe, overrides, work, smoke, "score", as_json, quiet=not as_json)
+        found = read_result(directory / NAME)
+        if as_json and out:
+            write_result(found, out)
+        elif not as_json:
+            _finish(found, {}, out or directory / NAME, as_json=False)
         return
     from distilledge.pipeline.cli import load_for
     from distilledge.pipeline.cli_states import shown

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from distilledge.models.errors import DistilledgeError, UsageError
-from distilledge.pipeline.inventory import LOCAL, entry_of, load
+from distilledge.pipeline.inventory import LOCAL, entry_of, load, opened
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import RunRecord
 from distilledge.pipeline.result_file import Failure, Result
@@ -122,6 +122,9 @@ def benchmark_fleet(
     def one(device: str, say: Say) -> Path:
         own = on_device(recipe, device)
         say("connecting")
+        with opened(device) as reached:  # a dead one is not waited for with the others
+            reached.facts()
+        say("waiting for another export" if making.locked() else "exporting")
         with making:
             say("exporting")
             run(own, work, "verify", command)
