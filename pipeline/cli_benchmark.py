@@ -16,13 +16,12 @@ from distilledge.pipeline.cli_lists import Json, table
 if TYPE_CHECKING:
     from distilledge.pipeline.comparable import Named
     from distilledge.pipeline.foreign import Settings
+    from distilledge.pipeline.foreign_pictures import Labelled
     from distilledge.pipeline.result_file import Result
 
 WORK = Path("distilledge-work")
 NONE: list[str] = []
 NO_PATHS: list[Path] = []
-ONLY_FILES = ("baseline", "shape", "inputs", "seed")
-"""Options that say nothing to a recipe."""
 RECIPE_PATHS = {
     "samples": "measure.samples",
     "seconds": "measure.min_seconds",
@@ -43,6 +42,9 @@ def benchmark(  # noqa: PLR0913, PLR0917 (the options of a command)
     shape: Annotated[list[str], typer.Option(help="NAME=1x224x224x3, of an input whose shape is open.")] = NONE,
     inputs: Annotated[Path | None, typer.Option(help=".npy or .npz to be fed; else arrays are made.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the arrays that are made.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder of class folders, to be scored on too.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Names of the outputs in order, one a line.")] = None,
+    range_: Annotated[str, typer.Option("--range", help="What a float input takes for black..white.")] = "0..1",
     scenario: Annotated[str, typer.Option(help="How inferences are issued.")] = "single-stream",
     release: Annotated[str, typer.Option(help="Your name of what is measured, kept in the result.")] = "",
     out: Annotated[Path | None, typer.Option(help="Where the result goes.")] = None,
@@ -60,14 +62,17 @@ def benchmark(  # noqa: PLR0913, PLR0917 (the options of a command)
     command = shlex.join(["distilledge", *sys.argv[1:]])
     if any(map(is_model, what)):
         from distilledge.pipeline.foreign import Settings, shapes_of
+        from distilledge.pipeline.foreign_pictures import labelled, range_of
 
         _only("a model file", set_=set_, smoke=smoke)
         chosen = {name: value for name, value in {**timed, "seed": seed}.items() if value is not None}
         settings = Settings.model_validate({**chosen, "quick": quick, "shapes": shapes_of(shape), "scenario": scenario})
-        found = _files([Path(w) for w in what], baseline, device, settings, inputs, command, release)
+        scored = labelled(pictures, labels, range_of(range_)) if pictures else None
+        given = [Path(w) for w in what]
+        found = _files(given, baseline, device, settings, inputs, command, release, pictures=scored)
         _finish(*found, out or work / "results" / _file_name(what[0], found[0]), as_json)
         return
-    _only("a recipe", baseline=baseline, shape=shape, inputs=inputs, seed=seed)
+    _only("a recipe", baseline=baseline, shape=shape, inputs=inputs, seed=seed, pictures=pictures, labels=labels)
     if len(what) > 1:
         raise UsageError("E2075", f"several recipes: {' '.join(what)}", "give one, or model files")
     overrides = [
@@ -97,6 +102,8 @@ def _files(
     inputs: Path | None,
     command: str,
     release: str,
+    *,
+    pictures: Labelled | None,
 ) -> tuple[Result | None, dict[str, DistilledgeError]]:
     from distilledge.pipeline.cli_states import shown
     from distilledge.pipeline.fleet_run import failure, known, on_each
@@ -108,7 +115,7 @@ def _files(
     def work(name: str, say: Any) -> Any:
         say("connecting")
         with opened(name) as device:
-            return measure_files(files, device, name, settings, inputs, say)
+            return measure_files(files, device, name, settings, inputs, say, pictures=pictures)
 
     with shown(names) as states:
         made, failed = on_each(names, work, states)

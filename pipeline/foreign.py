@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from distilledge.models.base import Value
 from distilledge.models.errors import RejectedError, UsageError
 from distilledge.pipeline.benchmark import QUICK_SAMPLES
+from distilledge.pipeline.foreign_pictures import Labelled, score
 from distilledge.pipeline.result_file import (
     SINGLE_STREAM,
     Failure,
@@ -27,9 +28,10 @@ from distilledge.pipeline.result_file import (
 from distilledge.targets.base import Exported, Measurement, Precision
 from distilledge.targets.devices import Device
 from distilledge.targets.devices.local import LocalDevice
+from distilledge.targets.foreign import described
 from distilledge.targets.look import RUNTIME_OF, Looked, look
 from distilledge.targets.made_inputs import RULE, digest, given, made
-from distilledge.targets.measure import ARRAYS, Candidate, described, measure
+from distilledge.targets.measure import ARRAYS, Candidate, measure
 from distilledge.targets.ondevice.ports import Feed, Port, write_feeds
 from distilledge.targets.samples import Samples
 
@@ -97,7 +99,14 @@ def open_files(paths: Sequence[Path], baseline: Path | None, shapes: Sequence[st
 
 
 def measure_files(
-    opened: Sequence[Given], device: Device, name: str, settings: Settings, inputs: Path | None, say: Say
+    opened: Sequence[Given],
+    device: Device,
+    name: str,
+    settings: Settings,
+    inputs: Path | None,
+    say: Say,
+    *,
+    pictures: Labelled | None = None,
 ) -> tuple[dict[str, Any], tuple[Item, ...]]:
     """Device card and one item for each file, all timed in turn in one run.
 
@@ -127,8 +136,11 @@ def measure_files(
             inputs=Samples(rows, arrays=arrays),
             progress=lambda share: say(f"measuring {100 * share:.0f} %"),
         )
-    items = zip(opened, fed, found, strict=True)
-    return card, tuple(_item(one, f, m, name, settings, inputs) for one, f, m in items)
+    items = [_item(one, f, m, name, settings, inputs) for one, f, m in zip(opened, fed, found, strict=True)]
+    if pictures:
+        scores = [score(c, f.inputs, pictures, device, say) for c, f in zip(candidates, fed, strict=True)]
+        items = [i.model_copy(update={"accuracy": one}) for i, one in zip(items, scores, strict=True)]
+    return card, tuple(items)
 
 
 def candidate(one: Given, settings: Settings, device: Device) -> Candidate:

@@ -203,7 +203,7 @@ def score(candidate: Candidate, device: Device, *, inputs: Samples, out: Path) -
     """
     name = f"{candidate.name.replace(' ', '-').replace('/', '-')}.npy"
     with tempfile.TemporaryDirectory(prefix="distilledge-score-") as folder, device.start() as worker:
-        _load(worker, candidate, device, 0)
+        load(worker, candidate, device, 0)
         written = device.scratch(name)
         request = {"op": "score", **inputs.pushed(device, Path(folder)), "out": written}
         answer = worker.request({**request, "spec": candidate.exported.input_spec}, ANSWER_SECONDS)
@@ -223,13 +223,7 @@ def _peer(measurement: Measurement) -> tuple[str, str, int, int | None]:
     return measurement.runtime, measurement.role, measurement.threads, measurement.length
 
 
-def described(one: Candidate, device: Device, threads: int) -> dict[str, Any]:
-    """What the device's runtime says of a file once it is loaded: ``inputs``, ``outputs``, versions, times."""
-    with device.start() as worker:
-        return _load(worker, one, device, threads)
-
-
-def _load(worker: WorkerHandle, candidate: Candidate, device: Device, threads: int) -> dict[str, Any]:
+def load(worker: WorkerHandle, candidate: Candidate, device: Device, threads: int) -> dict[str, Any]:
     exported, directory = candidate.exported, Path(candidate.directory)
     files = list(device.push([directory / f for f in exported.files]))
     request = {
@@ -247,7 +241,7 @@ def _load(worker: WorkerHandle, candidate: Candidate, device: Device, threads: i
 
 def _open(stack: ExitStack, one: Candidate, device: Device, rows: Message, threads: int, before: Progress) -> Lane:
     worker = stack.enter_context(device.start())
-    loaded = _load(worker, one, device, threads)
+    loaded = load(worker, one, device, threads)
     told = worker.request({"op": "inputs", **rows}, ANSWER_SECONDS)  # a file of others is first run here
     return Lane(worker, {**loaded, **{k: v for k, v in told.items() if k == "first_inference_ns"}}, before)
 
