@@ -6,6 +6,7 @@ All files are timed in turn in each launch. Bar: every file runs.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,23 @@ def row(item: Item) -> dict[str, Any]:
         "inferences": sum(map(len, launches)),
         "flags": " ".join(item.timing.flags),
     }
+
+
+def shown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of docs/benchmarking.md."""
+    lines = ["| file | input | constants | size, MB | p50, ms | p90, ms | flags |", "|---|---|---|---:|---:|---:|---|"]
+    lines += [
+        f"| {r['file']} | {r['input']} | {r['constants']} | {r['size_mb']:.2f} | {r['p50_ms']:.2f} | {r['p90_ms']:.2f} "
+        f"| {r['flags']} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def filled(page: str, rows: Sequence[dict[str, Any]]) -> str:
+    before, mark, rest = page.partition("<!-- edge models -->\n")
+    after = rest.partition("<!-- /edge models -->")[2]
+    return f"{before}{mark}{shown(rows)}\n<!-- /edge models -->{after}"
 
 
 def main() -> None:

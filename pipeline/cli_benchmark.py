@@ -64,7 +64,7 @@ def benchmark(  # noqa: PLR0913, PLR0917 (the options of a command)
         from distilledge.pipeline.foreign import Settings, shapes_of
         from distilledge.pipeline.foreign_pictures import labelled, range_of
 
-        _only("a model file", set_=set_, smoke=smoke)
+        _only("a model file", {"set": set_, "smoke": smoke})
         chosen = {name: value for name, value in {**timed, "seed": seed}.items() if value is not None}
         settings = Settings.model_validate({**chosen, "quick": quick, "shapes": shapes_of(shape), "scenario": scenario})
         scored = labelled(pictures, labels, range_of(range_)) if pictures else None
@@ -72,7 +72,15 @@ def benchmark(  # noqa: PLR0913, PLR0917 (the options of a command)
         found = _files(given, baseline, device, settings, inputs, command, release, pictures=scored)
         _finish(*found, out or work / "results" / _file_name(what[0], found[0]), as_json)
         return
-    _only("a recipe", baseline=baseline, shape=shape, inputs=inputs, seed=seed, pictures=pictures, labels=labels)
+    files = {
+        "baseline": baseline,
+        "shape": shape,
+        "inputs": inputs,
+        "seed": seed,
+        "pictures": pictures,
+        "labels": labels,
+    }
+    _only("a recipe", {**files, "release": release})
     if len(what) > 1:
         raise UsageError("E2075", f"several recipes: {' '.join(what)}", "give one, or model files")
     overrides = [
@@ -83,8 +91,8 @@ def benchmark(  # noqa: PLR0913, PLR0917 (the options of a command)
     _recipe(what[0], overrides, device, work, smoke, as_json, out, command)
 
 
-def _only(kind: str, **given: Any) -> None:
-    strange = [name.strip("_") for name, value in given.items() if value]
+def _only(kind: str, given: dict[str, Any]) -> None:
+    strange = [name for name, value in given.items() if value]
     if strange:
         raise UsageError("E2076", f"--{strange[0]} says nothing to {kind}", "leave it out")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -21,7 +20,6 @@ from distilledge.pipeline.result_file import Failure, Result
 T = TypeVar("T")
 Say = Callable[[str], None]
 WAITING, DONE = "waiting", "done"
-AT_ONCE = 32
 
 
 class State(NamedTuple):
@@ -68,19 +66,34 @@ def known(names: Sequence[str]) -> list[str]:
 def on_each(names: Sequence[str], work: Callable[[str, Say], T], states: States) -> Ended[T]:
     """``work(name, say)`` for each device at once. What the user can fix is kept by device; a bug is raised."""
 
-    def one(name: str) -> T | DistilledgeError:
-        try:
-            made = work(name, lambda words: states.say(name, words))
-        except DistilledgeError as error:
-            states.say(name, f"failed: {error.what.splitlines()[0]}")
-            return error
-        states.say(name, DONE)
-        return made
+    found: dict[str, T | BaseException] = {}
 
-    with ThreadPoolExecutor(min(AT_ONCE, len(names))) as threads:
-        found = dict(zip(names, threads.map(one, names), strict=True))
-    failed = {name: value for name, value in found.items() if isinstance(value, DistilledgeError)}
-    return Ended({n: v for n, v in found.items() if not isinstance(v, DistilledgeError)}, failed)
+    def one(name: str) -> None:
+        try:
+            found[name] = work(name, lambda words: states.say(name, words))
+            states.say(name, DONE)
+        except DistilledgeError as error:
+            found[name] = error
+            states.say(name, f"failed: {error.what.splitlines()[0]}")
+        except BaseException as error:  # raised below, in the thread that can
+            found[name] = error
+
+    threads = [threading.Thread(target=one, args=(name,), daemon=True) for name in names]  # an interrupt ends them too
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    made: dict[str, T] = {}
+    failed: dict[str, DistilledgeError] = {}
+    for name in names:
+        value = found[name]
+        if isinstance(value, DistilledgeError):
+            failed[name] = value
+        elif isinstance(value, BaseException):
+            raise value
+        else:
+            made[name] = value
+    return Ended(made, failed)
 
 
 def worst(failed: dict[str, DistilledgeError]) -> DistilledgeError | None:

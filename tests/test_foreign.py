@@ -11,10 +11,13 @@ import onnx
 import openvino as ov
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from test_worker import tiny_onnx
 
 from distilledge.models.errors import DistilledgeError, RejectedError, UsageError
 from distilledge.pipeline.fleet_run import States, failure, on_each
-from distilledge.pipeline.foreign import Settings, measure_files, open_files, result, shapes_of
+from distilledge.pipeline.foreign import Settings, candidate, measure_files, open_files, result, shapes_of
+from distilledge.pipeline.foreign_pictures import labelled, range_of, reader, score
 from distilledge.pipeline.result_file import Item, read_result, result_schema, result_schema_path, write_result
 from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.look import look, looked
@@ -215,6 +218,41 @@ def test_a_bad_file_is_explained(case: str, tmp_path: Path) -> None:
     assert caught.value.exit_code == 3
 
 
+def test_pictures_are_scored_through_the_device(tmp_path: Path) -> None:
+    path = tiny_onnx(tmp_path / "colours.onnx")
+    for number, name in enumerate(("blue", "green", "red")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for shade in range(4):
+            colour = np.zeros((20, 30, 3), np.uint8)
+            colour[..., 2 - number] = 100 + shade
+            Image.fromarray(colour).save(tmp_path / "pictures" / name / f"{shade}.png")
+    Image.fromarray(colour).save(tmp_path / "pictures" / "green" / "wrong.png")
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
+    device, one = LocalDevice(), candidate(open_files([path], None)[0], FEW, LocalDevice())
+    ports = [Port("image", "uint8", (1, 16, 16, 3))]
+    pictures = labelled(tmp_path / "pictures", tmp_path / "labels.txt", (0, 1))
+    found = score(one, ports, pictures, device, silent)
+    assert found.value == pytest.approx(12 / 13)
+    assert [c[0] for c in found.counts].index(0) == 8  # blue 0..3, green 0..3, then the wrong one
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblau\n")
+    with pytest.raises(UsageError, match="E2077"):
+        labelled(tmp_path / "pictures", tmp_path / "labels.txt", (0, 1))
+
+
+def test_pictures_become_what_an_input_takes() -> None:
+    picture = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3) * 11
+    spec, put = reader(Port("x", "float32", (1, 3, 2, 4)), range_of("-1..1"), "m")
+    assert (spec.height, spec.width) == (2, 4)
+    np.testing.assert_allclose(put(picture)[0], picture.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    _, put = reader(Port("x", "int8", (1, 2, 4, 3)), (0, 1), "m")
+    np.testing.assert_array_equal(put(picture)[0].astype(int), picture.astype(int) - 128)
+    with pytest.raises(RejectedError, match="E3051"):
+        reader(Port("x", "int64", (1, 9)), (0, 1), "m")
+    for text in ("1", "1..0", "a..b"):
+        with pytest.raises(UsageError, match="not a range"):
+            range_of(text)
+
+
 def test_looking_is_done_by_a_process_of_its_own(strange: Path, tmp_path: Path) -> None:
     assert look(strange) == looked(strange)
     (tmp_path / "a.onnx").write_bytes(b"no model at all")
@@ -226,6 +264,12 @@ def test_one_device_that_fails_stops_no_other(tmp_path: Path) -> None:
     (tmp_path / "one.tflite").write_bytes(_tflite_model())
     files, heard = open_files([tmp_path / "one.tflite"], None), []
     states = States(["good", "bad"], lambda name, words: heard.append(f"{name} {words.split(':')[0]}"))
+
+    def broken(name: str, _say: Any) -> None:
+        raise KeyError(name)
+
+    with pytest.raises(KeyError):  # a bug of ours is not the device's failure
+        on_each(["good"], broken, states)
 
     def work(name: str, say: Any) -> tuple[dict[str, Any], tuple[Item, ...]]:
         if name == "bad":
