@@ -100,7 +100,7 @@ def usable_cores() -> int:
 
 
 class OnnxSession:
-    def __init__(self, path: str, threads: int, precision: str, shapes: Shapes) -> None:  # noqa: ARG002 (one for all)
+    def __init__(self, path: str, threads: int, precision: str, shapes: Shapes = None) -> None:  # noqa: ARG002 (one for all)
         ort = import_runtime("onnx")
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -137,7 +137,7 @@ def openvino_core() -> Any:
 
 
 class OpenvinoSession:
-    def __init__(self, path: str, threads: int, precision: str, shapes: Shapes) -> None:
+    def __init__(self, path: str, threads: int, precision: str, shapes: Shapes = None) -> None:
         ov, core = import_runtime("openvino"), openvino_core()
         halves = precision == "fp16" and "FP16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         config: dict[str, Any] = {
@@ -184,7 +184,7 @@ class OpenvinoSession:
 
 
 class TfliteSession:
-    def __init__(self, path: str, threads: int, precision: str, shapes: Shapes) -> None:  # noqa: ARG002 (one for all)
+    def __init__(self, path: str, threads: int, precision: str, shapes: Shapes = None) -> None:  # noqa: ARG002 (one for all)
         tflite = import_runtime("tflite")
         package = "ai-edge-litert" if tflite.__name__.startswith("ai_edge") else "tflite-runtime"
         self.runtime_version = f"{package} {version(package)}"
