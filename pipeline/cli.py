@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from distilledge.models.errors import DistilledgeError
+from distilledge.pipeline.cli_benchmark import benchmark, compare
 from distilledge.pipeline.cli_devices import app as devices
 from distilledge.pipeline.cli_lists import DEMOS, Json, doctor, known_task, models, table
 
@@ -91,7 +92,7 @@ def plan(
     """Say what `run` would do: each stage, run or cached, why, and how long it may take."""
     from distilledge.pipeline.plan import plan as make_plan
 
-    rows = make_plan(_load(recipe, set_, smoke), work)
+    rows = make_plan(load_for(recipe, set_, smoke), work)
     if as_json:
         typer.echo(json.dumps([row._asdict() for row in rows]))
         return
@@ -135,7 +136,6 @@ STAGE_VERBS: dict[str, tuple[str, str]] = {
     "distill": ("control", "Distil the student, and train its control."),
     "export": ("export", "Export and quantize teacher and student."),
     "verify": ("verify", "Compare every exported file with its model, rung by rung."),
-    "benchmark": ("measure", "Time every file on the device, the teacher beside it."),
     "score": ("gate", "Score every file on the test split and judge the budgets."),
     "report": ("report", "Write the report (running what is missing)."),
 }
@@ -155,24 +155,12 @@ def _stage_command(until: str) -> Callable[..., None]:
     return command
 
 
-def _benchmark(
-    recipe: RecipePath,
-    set_: Overrides = NO_OVERRIDES,
-    work: Work = WORK,
-    smoke: Smoke = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Print where each file's operations ran, and its longest layers.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    _run(str(recipe), set_, work, smoke, "measure", as_json, profile=profile)
-
-
 for _verb, (_until, _help) in STAGE_VERBS.items():
-    _command = _benchmark if _verb == "benchmark" else _stage_command(_until)
-    app.command(_verb, help=f"{_help} Earlier stages are run or found first.")(_command)
+    app.command(_verb, help=f"{_help} Earlier stages are run or found first.")(_stage_command(_until))
 
 
+app.command()(benchmark)
+app.command()(compare)
 app.command()(models)
 app.command()(doctor)
 app.add_typer(devices, name="devices")
@@ -191,7 +179,8 @@ def _shipped() -> list[Path]:
     return sorted(Path(folder.__path__[0]).glob("*.yaml"))
 
 
-def _load(recipe: Path | str, overrides: list[str], smoke: bool) -> Any:
+def load_for(recipe: Path | str, overrides: list[str], smoke: bool) -> Any:
+    """A recipe by its path or the name of one that comes with distilledge."""
     from distilledge.pipeline.recipe_check import check_recipe
     from distilledge.pipeline.recipe_file import load_recipe
 
@@ -203,15 +192,20 @@ def _load(recipe: Path | str, overrides: list[str], smoke: bool) -> Any:
     return loaded
 
 
-def _run(
-    recipe: str, overrides: list[str], work: Path, smoke: bool, until: str, as_json: bool, *, profile: bool = False
-) -> None:
+def _run(recipe: str, overrides: list[str], work: Path, smoke: bool, until: str, as_json: bool) -> None:
+    run_recipe(recipe, overrides, work, smoke, until, as_json)
+
+
+def run_recipe(
+    recipe: str, overrides: list[str], work: Path, smoke: bool, until: str, as_json: bool, *, quiet: bool = False
+) -> Path:
+    """The run folder. ``quiet``: show nothing but errors."""
     from distilledge.pipeline.progress import Progress
     from distilledge.pipeline.recipe_check import check_models
     from distilledge.pipeline.run import is_trained
     from distilledge.pipeline.run import run as run_chain
 
-    loaded = _load(recipe, overrides, smoke)
+    loaded = load_for(recipe, overrides, smoke)
     if not is_trained(loaded, work):  # building the models takes seconds
         check_models(loaded)
     command = shlex.join(
@@ -220,32 +214,23 @@ def _run(
     if until == "control" and not loaded.distill.control:
         until = "student"
     failure: DistilledgeError | None = None
-    record = None
     with Progress() as progress:
         try:
-            record, directory = run_chain(loaded, work.absolute(), until=until, command=command, report=progress.update)
+            _, directory = run_chain(loaded, work.absolute(), until=until, command=command, report=progress.update)
         except DistilledgeError as error:
             directory, failure = work.absolute() / "runs" / loaded.name, error
-    profiles = _profiles(record) if profile and record is not None else []
-    if not as_json:
-        for found in profiles:
-            typer.echo(found["words"])
-    _show(directory, until, as_json, failure, {"profile": [p["value"] for p in profiles]} if profile else {})
+    if failure or not quiet:
+        _show(directory, until, as_json, failure)
+    return directory
 
 
-def _profiles(record: Any) -> list[dict[str, Any]]:
-    from distilledge.pipeline.profile import in_words, profiles_of
-
-    return [{"words": in_words(p), "value": p.model_dump(mode="json")} for p in profiles_of(record).items]
-
-
-def _show(directory: Path, until: str, as_json: bool, failure: DistilledgeError | None, more: dict[str, Any]) -> None:
+def _show(directory: Path, until: str, as_json: bool, failure: DistilledgeError | None) -> None:
     report = directory / "report.json"
     fresh = until == "report" and report.exists() and (failure is None or failure.code in ("E5002", "EA001"))
     if as_json:
         body = json.loads(report.read_text(encoding="utf-8")) if fresh else {}
         error = {"code": failure.code, "what": failure.what, "hint": failure.hint} if failure else None
-        typer.echo(json.dumps({"run": str(directory), "error": error, "report": body, **more}))
+        typer.echo(json.dumps({"run": str(directory), "error": error, "report": body}))
     elif fresh:
         from distilledge.pipeline.report.table import terminal
 

@@ -11,6 +11,7 @@ from distilledge.models.errors import GateFailedError, InconclusiveError, Missin
 from distilledge.pipeline.chain import BUILDERS, Chain, Report
 from distilledge.pipeline.failpoints import failpoint
 from distilledge.pipeline.recipe import Recipe
+from distilledge.pipeline.recipe_result import leave_result
 from distilledge.pipeline.record import ExportResult, Parities, RunRecord, StageRecord
 from distilledge.pipeline.steps import RUNTIME_PACKAGES, VERSIONS, Step, package_versions, steps, training_packages
 from distilledge.pipeline.store import Store, atomic_write, run_lock
@@ -40,6 +41,7 @@ def run(
         finally:
             record = _record(chain, work, command)
             atomic_write(directory / "run.json", record.model_dump_json(indent=1, by_alias=True))
+        leave_result(chain, record, directory)
         if until == "report":
             _write_report(record, directory)
     _raise_verdict(chain)
@@ -62,7 +64,9 @@ def device_card(recipe: Recipe) -> dict[str, Any]:
     with opened(name) as device:
         facts = device.facts()
     keys = ("cpu_model", "cpu_flags", "cpu_count", "machine")
-    return {key: facts.get(key) for key in (keys if name == LOCAL else (*keys, "board", "packages"))}
+    if name == LOCAL:
+        return {key: facts.get(key) for key in keys}
+    return {"name": name, **{key: facts.get(key) for key in (*keys, "board", "packages")}}  # of a fleet of equal boards
 
 
 def _run_steps(chain: Chain, until: str) -> None:

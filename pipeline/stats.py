@@ -87,12 +87,29 @@ def median_ratio(
     numerator: Sequence[npt.ArrayLike], denominator: Sequence[npt.ArrayLike], *, seed: int = 0, replicates: int = 1000
 ) -> Estimate | None:
     """Ratio of the medians of two sets of launches, each resampled on its own; None without samples."""
+    return percentile_ratios(numerator, denominator, (50,), seed=seed, replicates=replicates)[0]
+
+
+def percentile_ratios(
+    numerator: Sequence[npt.ArrayLike],
+    denominator: Sequence[npt.ArrayLike],
+    qs: Sequence[float],
+    *,
+    seed: int = 0,
+    replicates: int = 1000,
+) -> tuple[Estimate | None, ...]:
+    """Ratios of percentiles ``qs`` (0..100), as ``median_ratio``; None for q >= 99 below 1,000 samples of either."""
     top, bottom = _series(numerator), _series(denominator)
     if not top or not bottom:
-        return None
-    rng = np.random.default_rng(seed)
-    draws = _quantile_draws(top, [0.5], rng, replicates)[0] / _quantile_draws(bottom, [0.5], rng, replicates)[0]
-    return estimate(nearest_rank(np.concatenate(top), 0.5) / nearest_rank(np.concatenate(bottom), 0.5), draws)
+        return (None,) * len(qs)
+    rng, shares = np.random.default_rng(seed), [q / 100 for q in qs]
+    above, below = (_quantile_draws(series, shares, rng, replicates) for series in (top, bottom))
+    first, second = np.concatenate(top), np.concatenate(bottom)
+    few = min(len(first), len(second)) < P99_SAMPLES
+    return tuple(
+        None if q >= 99 and few else estimate(nearest_rank(first, q / 100) / nearest_rank(second, q / 100), a / b)
+        for q, a, b in zip(qs, above, below, strict=True)
+    )
 
 
 def nearest_rank(samples: Floats, q: float) -> float:

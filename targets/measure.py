@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,6 +30,8 @@ ROWS = 32
 """Pictures or texts that the timed inferences cycle through."""
 LOAD_SECONDS = 300.0
 ANSWER_SECONDS = 60.0
+ARRAYS = "arrays"
+"""Kind of the input spec of a file that others made (``foreign.py``)."""
 
 
 class Candidate(Value):
@@ -120,12 +122,13 @@ def measure(  # noqa: PLR0913 (a protocol's settings, all by keyword)
     quick: bool,
     inputs: Samples,
     length: int | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> tuple[Measurement, ...]:
     """Time one runtime's candidates, interleaved, until each has ``samples`` and ``min_seconds`` over all launches.
 
     ``threads`` 0: all cores. ``inputs``: read by each candidate's own input spec; ``end_to_end`` of them are timed from
     file or string to class in each launch, after peak memory is read. ``length``: every text has so many tokens.
-    ``quick`` only labels. Raises what ``WorkerHandle.request`` raises.
+    ``quick`` only labels. ``progress`` is told the share done, 0 to 1. Raises what ``WorkerHandle.request`` raises.
     """
     if not inputs.rows:
         raise ValueError("pictures or texts are needed to be timed on")
@@ -146,7 +149,7 @@ def measure(  # noqa: PLR0913 (a protocol's settings, all by keyword)
                     _beat(lanes)
                     lane.warm(warmup)
                 facts.append(lanes[0].worker.request({"op": "facts"}, ANSWER_SECONDS))
-                interleave(lanes, *goal)
+                interleave(lanes, *goal, (number, launches, progress))
                 facts.append(lanes[0].worker.request({"op": "facts"}, ANSWER_SECONDS))
                 _end_to_end(lanes, candidates, list(whole.parts(pushed, 8)))
             for done, lane in zip(collected, lanes, strict=True):
@@ -157,7 +160,11 @@ def measure(  # noqa: PLR0913 (a protocol's settings, all by keyword)
     return mark_slow_int8([m.model_copy(update={"length": length}) for m in made])
 
 
-def interleave(lanes: Sequence[Lane], samples: float, seconds: float) -> None:
+Told = tuple[int, int, Callable[[float], None] | None]
+"""Launches done, launches in all, and who is told the share."""
+
+
+def interleave(lanes: Sequence[Lane], samples: float, seconds: float, told: Told = (0, 1, None)) -> None:
     """Blocks in turn, at least one of each, until each lane has reached the goal.
 
     A lane that needs less time than the slowest is passed over while it is ahead by more than a block, so that all
@@ -165,9 +172,11 @@ def interleave(lanes: Sequence[Lane], samples: float, seconds: float) -> None:
     """
     while True:
         shares = [lane.progress.share(samples, seconds) for lane in lanes]
-        if min(shares) >= 1 and all(lane.latency_ns for lane in lanes):
-            return
         behind = min(shares)
+        if told[2] is not None:
+            told[2](min(1.0, behind) * (told[0] + 1) / told[1])
+        if behind >= 1 and all(lane.latency_ns for lane in lanes):
+            return
         for lane, share in zip(lanes, shares, strict=True):
             if not lane.latency_ns or share - behind <= lane.last_block.share(samples, seconds):
                 lane.time()
@@ -197,7 +206,7 @@ def score(candidate: Candidate, device: Device, *, inputs: Samples, out: Path) -
     """
     name = f"{candidate.name.replace(' ', '-').replace('/', '-')}.npy"
     with tempfile.TemporaryDirectory(prefix="distilledge-score-") as folder, device.start() as worker:
-        _load(worker, candidate, device, 0)
+        load(worker, candidate, device, 0)
         written = device.scratch(name)
         request = {"op": "score", **inputs.pushed(device, Path(folder)), "out": written}
         answer = worker.request({**request, "spec": candidate.exported.input_spec}, ANSWER_SECONDS)
@@ -223,7 +232,7 @@ def _peer(measurement: Measurement) -> tuple[str, str, int, int | None]:
     return measurement.runtime, measurement.role, measurement.threads, measurement.length
 
 
-def _load(worker: WorkerHandle, candidate: Candidate, device: Device, threads: int) -> dict[str, Any]:
+def load(worker: WorkerHandle, candidate: Candidate, device: Device, threads: int) -> dict[str, Any]:
     exported, directory = candidate.exported, Path(candidate.directory)
     files = list(device.push([directory / f for f in exported.files]))
     request = {
@@ -235,15 +244,16 @@ def _load(worker: WorkerHandle, candidate: Candidate, device: Device, threads: i
         "precision": exported.precision,
         "threads": threads,
         "units": candidate.units,
+        **({"shapes": exported.input_spec["shapes"]} if exported.input_spec.get("kind") == ARRAYS else {}),
     }
     return worker.request(request, LOAD_SECONDS)
 
 
 def _open(stack: ExitStack, one: Candidate, device: Device, rows: Message, threads: int, before: Progress) -> Lane:
     worker = stack.enter_context(device.start())
-    lane = Lane(worker, _load(worker, one, device, threads), before)
-    worker.request({"op": "inputs", **rows}, ANSWER_SECONDS)
-    return lane
+    loaded = load(worker, one, device, threads)
+    told = worker.request({"op": "inputs", **rows}, ANSWER_SECONDS)  # a file of others is first run here
+    return Lane(worker, {**loaded, **{k: v for k, v in told.items() if k == "first_inference_ns"}}, before)
 
 
 def _sum(lanes: Sequence[Lane]) -> Progress:
@@ -262,6 +272,8 @@ def _inputs(
 
     Texts as they are go to the device, which makes their ids; pictures, and ids of one length, as a .npy.
     """
+    if samples.arrays:
+        return [{"arrays": device.push([Path(samples.arrays[c.name])])[0]} for c in candidates]
     if samples.text and length is None:
         texts = samples.pushed(device, folder)
         return [{**texts, "spec": c.exported.input_spec} for c in candidates]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,16 @@ class Samples:
 
     rows: tuple[Any, ...]
     text: bool = False
+    arrays: Mapping[str, str] = field(default_factory=dict)
+    """Of files that others made: a candidate's name -> its .npz of ``ondevice.ports``; then ``rows`` only count."""
 
     def spread(self, count: int) -> Samples:
         """So many of them, or all, taken at even distances from the first on."""
         many = min(count, len(self.rows))
-        return Samples(tuple(self.rows[i * len(self.rows) // many] for i in range(many)), self.text)
+        return replace(self, rows=tuple(self.rows[i * len(self.rows) // many] for i in range(many)))
 
     def cycled(self, count: int) -> Samples:
-        return Samples(tuple(self.rows[i % len(self.rows)] for i in range(count)), self.text)
+        return replace(self, rows=tuple(self.rows[i % len(self.rows)] for i in range(count)))
 
     def pushed(self, device: Device, folder: Path) -> Message:
         """The fields of a request that name them, once they are on the device. ``folder``: for files of ours."""

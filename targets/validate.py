@@ -29,15 +29,20 @@ def check_model_file(path: Path, *, sha256: str | None = None, shape: Sequence[i
     (damaged, not self-contained, operations or versions that the runtime here does not know, dynamic or other shape)
     and ``IntegrityError`` (another hash).
     """
+    found = check_whole(path, sha256=sha256)
+    if found is not None:
+        _check_shape(path, found, shape)
+
+
+def check_whole(path: Path, *, sha256: str | None = None) -> Sequence[int | None] | None:
+    """``check_model_file`` for any shape; the first input's is returned, None where there is no input."""
     check = CHECKS.get(path.suffix)
     if check is None:
         raise RejectedError("E3700", f"not a model file: {path}", f"known: {', '.join(CHECKS)}")
     content_hash = _opened(path)
     if sha256 is not None and content_hash != sha256:
         raise IntegrityError("E7700", f"changed: {path}: expected sha256 {sha256}, got {content_hash}", EXPORT_AGAIN)
-    found = check(path)
-    if found is not None:
-        _check_shape(path, found, shape)
+    return check(path)
 
 
 def _opened(path: Path) -> str:
@@ -63,6 +68,8 @@ def damaged(path: Path, why: str) -> RejectedError:
 
 def unknown_operations(path: Path, names: Sequence[str], runtime: str) -> RejectedError:
     what = f"operations that {runtime} does not know: {', '.join(sorted(set(names)))}: {path}"
+    if "edgetpu-custom-op" in names:
+        raise RejectedError("E3704", what, "it is compiled for an Edge TPU: give the file it was compiled from")
     return RejectedError("E3704", what, "export it with builtin operations only, without Flex or custom ones")
 
 
@@ -121,10 +128,10 @@ def _tflite(path: Path) -> Sequence[int | None] | None:
 
 
 def _openvino(path: Path) -> Sequence[int | None] | None:
-    from distilledge.targets.openvino import file_sha256, read_model, weights_sha256
-
     weights = path.with_suffix(".bin")
     check_companion(path, weights)
+    from distilledge.targets.openvino import file_sha256, read_model, weights_sha256
+
     text = path.read_text(encoding="utf-8", errors="replace")
     ends = [int(m[1]) + int(m[2]) for m in re.finditer(r'\boffset="(\d+)"[^>]*?\bsize="(\d+)"', text)]
     if ends and max(ends) != weights.stat().st_size:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +21,7 @@ from PIL import Image
 from test_worker import SPEC, load_request, tiny_onnx
 
 from distilledge.models.errors import DeviceError, DistilledgeError
+from distilledge.pipeline.result_file import read_result
 from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.devices.ssh import SshDevice
 
@@ -108,6 +112,25 @@ def test_one_run_at_a_time(board: Board, device: SshDevice, model: Path) -> None
         second.push([model])
     second.close()
     assert (refused.value.code, refused.value.exit_code) == ("E6023", 6)
+
+
+def test_a_fleet_measures_where_it_can(board: Board, device: SshDevice, model: Path, tmp_path: Path) -> None:
+    """One device that cannot be reached stops no other, and decides the exit code."""
+    options = [f"UserKnownHostsFile={board.directory}/known_hosts", f"IdentityFile={board.key}"]
+    entry = {"kind": "ssh", "host": f"{board.fields['BOARD_USER']}@127.0.0.1", "port": board.port, "options": options}
+    named = {"line3": {**entry, "python": board.fields["BOARD_PYTHON"]}, "dead": {**entry, "port": 1}}
+    (tmp_path / "devices.yaml").write_text(json.dumps({"schema": 1, "devices": named}))
+    devices = [a for name in ("local", "line3", "dead") for a in ("--device", name)]
+    command = [sys.executable, "-m", "distilledge.pipeline.cli", "benchmark", str(model), "--quick", *devices]
+    done = subprocess.run(
+        [*command, "--out", "all.json"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 6, done.stderr
+    found = read_result(tmp_path / "all.json")
+    assert [(i.device, i.name) for i in found.items] == [("local", model.name), ("line3", model.name)]
+    assert found.failed["dead"].exit_code == 6
+    assert len({i.input.sha256 for i in found.items if i.input}) == 1
+    assert {"line3: sending", "line3: done", "local: done"} <= set(done.stderr.splitlines())
 
 
 def killed_by(number: int, board: Board) -> None:

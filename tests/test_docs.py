@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 from collections import defaultdict
@@ -49,6 +50,15 @@ def test_results_are_those_recorded(root: Path, monkeypatch: pytest.MonkeyPatch)
     page = (root / "docs" / "results.md").read_text(encoding="utf-8")
     assert page == images.filled(page, images.recorded(root / "benchmarks" / "results"))
     assert page.count("| student") + page.count("(student)") >= 12
+
+
+def test_edge_models_are_those_recorded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/benchmarking.md holds the table of benchmarks/results/edge_models.json."""
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    page = (root / "docs" / "benchmarking.md").read_text(encoding="utf-8")
+    rows = json.loads((root / "benchmarks" / "results" / "edge_models.json").read_text(encoding="utf-8"))["rows"]
+    assert page == importlib.import_module("edge_models").filled(page, rows)
+    assert page.count(".tflite | ") >= 12
 
 
 def test_every_error_code_is_listed(root: Path, generate: ModuleType) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from distilledge.pipeline.failpoints import STAGES
+from distilledge.pipeline.result_file import read_result
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +82,22 @@ def test_it_leaves_a_report_with_the_teacher_first(undisturbed: Path) -> None:
     assert "teacher" in lines[1]
     assert sum("student" in line for line in lines) >= 2
     assert "control" in trained(undisturbed).__str__()
+
+
+def test_it_leaves_a_result_that_can_be_compared(undisturbed: Path) -> None:
+    runs = undisturbed / "runs" / "tiny"
+    found = read_result(runs)
+    assert [item.name for item in found.items][:2] == ["teacher onnx fp32", "student onnx fp32"]
+    for item in found.items:
+        assert item.accuracy is not None
+        assert item.timing is not None
+        assert sum(len(launch.latency_ns) for launch in item.timing.launches) >= 256
+        assert item.accuracy.value == sum(c[0] for c in item.accuracy.counts) / len(item.accuracy.labels)
+    compared = distilledge("compare", str(runs), str(runs), "--allow-flagged", "--json", cwd=undisturbed)
+    said = json.loads(compared.stdout)
+    assert compared.returncode in (0, 10), compared.stderr  # inconclusive where other load was on the machine
+    drops = [c for i in said["items"] for c in i["checks"] if c["what"] == "drop (points)"]
+    assert [c["value"] for c in drops] == [0.0, 0.0]
 
 
 def test_a_second_run_redoes_nothing(undisturbed: Path) -> None:

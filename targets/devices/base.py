@@ -24,6 +24,7 @@ ON_DEVICE = {
     "integrity": ("not the file that was asked for", "E7020", "export the model again; the file changed since"),
     "picture": ("picture refused on the device", "E3020", "remove it, or run the data audit again"),
     "text": ("text refused on the device", "E3023", "remove it, or run the data audit again"),
+    "shape": ("an input's shape", "E3040", "give --shape NAME=1x224x224x3 with every size"),
     "busy": ("the device is in use", "E6023", "wait for that run to end"),
     "space": ("no space left on the device", "E6024", "free some, or set another folder in devices.yaml"),
     "read-only": ("the device's folder cannot be written", "E6025", "set another folder in devices.yaml"),

@@ -40,6 +40,8 @@ SENT = (
     "rows.py",
     "session.py",
     "units.py",
+    "feeds.py",
+    "ports.py",
     "files.py",
     "preprocess.py",
     "text.py",

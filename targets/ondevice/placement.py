@@ -169,7 +169,7 @@ def _profile_openvino(path: str, threads: int, precision: str, on: units.Units, 
     import_runtime("openvino")
     core = openvino_core()
     config = openvino_config(core, threads, precision, on) | {"PERF_COUNT": True}
-    compiled = units.openvino_compiled(core, path, config, on)
+    compiled = units.openvino_compiled(core, core.read_model(path), config, on)
     request = compiled.create_infer_request()
     inputs = []
     for source in compiled.inputs:

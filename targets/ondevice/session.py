@@ -26,8 +26,10 @@ import numpy.typing as npt
 
 if __package__:
     from distilledge.targets.ondevice import units
+    from distilledge.targets.ondevice.feeds import Feeds, OnnxFeeds, OpenvinoFeeds, Shapes, TfliteFeeds
 else:
     import units  # type: ignore[import-not-found,no-redef]
+    from feeds import Feeds, OnnxFeeds, OpenvinoFeeds, Shapes, TfliteFeeds  # type: ignore[import-not-found,no-redef]
 
 FloatArray = npt.NDArray[np.float32]
 Rows = Sequence[npt.NDArray[Any]] | npt.NDArray[Any]
@@ -40,7 +42,7 @@ LENGTH = "length_"
 
 
 class Session(Protocol):
-    """A loaded model with uint8 (1, H, W, 3) or int32 (1, L) in and logits out, batch 1."""
+    """A loaded model with uint8 (1, H, W, 3) or int32 (1, L) in and logits out, batch 1; others by ``feeds`` alone."""
 
     runtime_version: str
     execution_precision: str
@@ -51,6 +53,9 @@ class Session(Protocol):
     example: npt.NDArray[Any]
     """A row of zeros that it takes."""
 
+    @property
+    def feeds(self) -> Feeds: ...
+
     def run(self, rows: Rows) -> FloatArray:
         """Logits float32, one inference per row: (N, classes); of tokens (N, longest, K) with zeros behind the ends."""
 
@@ -59,15 +64,22 @@ class Session(Protocol):
 
 
 def open_session(
-    path: str, runtime: str, threads: int, precision: str = "fp32", on: dict[str, Any] | None = None
+    path: str,
+    runtime: str,
+    threads: int,
+    precision: str = "fp32",
+    on: dict[str, Any] | None = None,
+    *,
+    shapes: Shapes = None,
 ) -> Session:
     """Load a model file. ``threads`` 0: all cores this process may use. ``on``: see ``units.chosen``.
 
-    Raises ``units.MissingUnitError``, ``units.RefusedUnitError`` and whatever the runtime raises.
+    ``shapes``: given for files that others made, ``{}`` where nothing is open. Raises ``BadShape``,
+    ``units.MissingUnitError``, ``units.RefusedUnitError`` and whatever the runtime raises.
     """
     if runtime not in SESSIONS:
         raise ValueError(f"unknown runtime {runtime!r}; choose from {', '.join(SESSIONS)}")
-    return SESSIONS[runtime](path, threads or usable_cores(), precision, units.chosen(runtime, on))
+    return SESSIONS[runtime](path, threads or usable_cores(), precision, units.chosen(runtime, on), shapes)
 
 
 def import_runtime(runtime: str) -> Any:
@@ -108,12 +120,20 @@ def onnx_options(ort: Any, threads: int) -> Any:
 
 
 class OnnxSession:
-    def __init__(self, path: str, threads: int, precision: str, on: units.Units) -> None:  # noqa: ARG002 (one for all)
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        precision: str,  # noqa: ARG002 (one constructor for all)
+        on: units.Units,
+        shapes: Shapes = None,
+    ) -> None:
         ort = import_runtime("onnx")
         self._session = units.onnx_session(ort, path, onnx_options(ort, threads), on)
         self._ort = ort
         self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0].name
-        self._text = _is_text(path, self._input.type.removeprefix("tensor(").rstrip(")"))
+        self.feeds = OnnxFeeds(self._session, shapes)
+        self._text = _is_text(path, self.feeds, shapes)
         self.threads, self.runtime_version, self.execution_precision = threads, f"onnxruntime {ort.__version__}", "f32"
         self.input_shape = tuple(d if isinstance(d, int) else _any(self._text) for d in self._input.shape)
         self.example = _zeros(self.input_shape)
@@ -152,12 +172,14 @@ def openvino_config(core: Any, threads: int, precision: str, on: units.Units) ->
 
 
 class OpenvinoSession:
-    def __init__(self, path: str, threads: int, precision: str, on: units.Units) -> None:
+    def __init__(self, path: str, threads: int, precision: str, on: units.Units, shapes: Shapes = None) -> None:
         ov, core = import_runtime("openvino"), openvino_core()
-        compiled = units.openvino_compiled(core, path, openvino_config(core, threads, precision, on), on)
-        kind = compiled.inputs[0].get_element_type().get_type_name()
-        self._text = _is_text(path, {"u8": "uint8", "i32": "int32"}.get(kind, kind))
+        model = core.read_model(path)
+        self.feeds = OpenvinoFeeds(ov, model, shapes)
+        compiled = units.openvino_compiled(core, model, openvino_config(core, threads, precision, on), on)
+        self._text = _is_text(path, self.feeds, shapes)
         self._ov, self._request = ov, compiled.create_infer_request()
+        self.feeds.compiled(compiled, self._request)
         self.threads = int(units.openvino_property(compiled, "INFERENCE_NUM_THREADS") or threads)
         self.runtime_version = f"openvino {ov.__version__.split('-')[0]}"
         hint = units.openvino_property(compiled, "INFERENCE_PRECISION_HINT")
@@ -191,7 +213,14 @@ class OpenvinoSession:
 
 
 class TfliteSession:
-    def __init__(self, path: str, threads: int, precision: str, on: units.Units) -> None:  # noqa: ARG002 (one for all)
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        precision: str,  # noqa: ARG002 (one constructor for all)
+        on: units.Units,
+        shapes: Shapes = None,
+    ) -> None:
         tflite = import_runtime("tflite")
         package = "ai-edge-litert" if tflite.__name__.startswith("ai_edge") else "tflite-runtime"
         self.runtime_version = f"{package} {version(package)}"
@@ -201,7 +230,8 @@ class TfliteSession:
         self._names = {int(name.removeprefix(LENGTH)): name for name in names}
         self._runners: dict[int, Any] = {}
         source, sink = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
-        self._text = _is_text(path, source["dtype"].__name__)
+        self.feeds = TfliteFeeds(self._interpreter, shapes)
+        self._text = _is_text(path, self.feeds, shapes)
         if self._text and package == "tflite-runtime":
             raise ValueError("tflite-runtime reads int8 weights of text models wrongly: use ai-edge-litert")
         self._in, self._out, self._scale = source["index"], sink["index"], sink["quantization"]
@@ -252,14 +282,17 @@ class TfliteSession:
         return logits
 
 
-SESSIONS: dict[str, Callable[[str, int, str, units.Units], Session]] = {
+SESSIONS: dict[str, Callable[[str, int, str, units.Units, Shapes], Session]] = {
     "onnx": OnnxSession,
     "openvino": OpenvinoSession,
     "tflite": TfliteSession,
 }
 
 
-def _is_text(path: str, kind: str) -> bool:
+def _is_text(path: str, feeds: Feeds, shapes: Shapes) -> bool:
+    kind = feeds.inputs[0].dtype
+    if shapes is not None:
+        return False
     if kind not in ("uint8", "int32"):
         raise ValueError(f"{path} takes {kind}, neither uint8 RGB nor int32 ids")
     return kind == "int32"

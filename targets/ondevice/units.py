@@ -118,14 +118,14 @@ def openvino_device(core: Any, units: Units) -> str:
     return device
 
 
-def openvino_compiled(core: Any, path: str, config: Mapping[str, Any], units: Units) -> Any:
+def openvino_compiled(core: Any, model: Any, config: Mapping[str, Any], units: Units) -> Any:
     """Compiled for the device; ``config`` is the CPU's, of which other devices take a part.
 
     Raises ``MissingUnitError`` or ``RefusedUnitError``.
     """
     device = openvino_device(core, units)
     if device == "CPU":
-        return core.compile_model(core.read_model(path), device, dict(config) | dict(units.options.get("cpu", {})))
+        return core.compile_model(model, device, dict(config) | dict(units.options.get("cpu", {})))
     taken: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if device == "AUTO":
         taken["ENABLE_STARTUP_FALLBACK"] = False
@@ -134,7 +134,7 @@ def openvino_compiled(core: Any, path: str, config: Mapping[str, Any], units: Un
     if "PERF_COUNT" in config:
         taken["PERF_COUNT"] = config["PERF_COUNT"]
     try:
-        return core.compile_model(core.read_model(path), device, taken | dict(units.options.get(units.names[0], {})))
+        return core.compile_model(model, device, taken | dict(units.options.get(units.names[0], {})))
     except RuntimeError as error:
         raise RefusedUnitError(f"{units.names[0]}: {error}") from error
 

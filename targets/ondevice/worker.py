@@ -36,8 +36,10 @@ import numpy as np
 
 if __package__:
     from distilledge.targets.ondevice import facts
+    from distilledge.targets.ondevice.feeds import calls_of, described, write_answers
     from distilledge.targets.ondevice.files import IntegrityMismatch, check_integrity, timed, write_array
     from distilledge.targets.ondevice.placement import profiled
+    from distilledge.targets.ondevice.ports import BadShape
     from distilledge.targets.ondevice.preprocess import BadPicture
     from distilledge.targets.ondevice.rows import Pictures, Texts
     from distilledge.targets.ondevice.session import Session, import_runtime, installed_version, open_session, stack
@@ -45,6 +47,7 @@ if __package__:
     from distilledge.targets.ondevice.units import UnitError
 else:
     import facts  # type: ignore[import-not-found,no-redef]
+    from feeds import calls_of, described, write_answers  # type: ignore[import-not-found,no-redef]
     from files import (  # type: ignore[import-not-found,no-redef]
         IntegrityMismatch,
         check_integrity,
@@ -52,6 +55,7 @@ else:
         write_array,
     )
     from placement import profiled  # type: ignore[import-not-found,no-redef]
+    from ports import BadShape  # type: ignore[import-not-found,no-redef]
     from preprocess import BadPicture  # type: ignore[import-not-found,no-redef]
     from rows import Pictures, Texts  # type: ignore[import-not-found,no-redef]
     from session import (  # type: ignore[import-not-found,no-redef]
@@ -86,6 +90,7 @@ class Worker:
             "end_to_end": self.end_to_end,
             "score": self.score,
             "profile": profiled,
+            "answers": lambda request: write_answers(self._loaded.feeds, request),
             "runtime": lambda request: {"runtime_version": installed_version(request["runtime"])},
             "facts": lambda _: {"card": facts.device_card(), "counters": facts.counters()},
         }
@@ -94,6 +99,7 @@ class Worker:
         """``files``, ``sha256``, ``runtime``, ``threads``, ``precision`` -> times, version, execution precision.
 
         ``tokenizer``: of a text model, one of the files. ``units``: where it is computed (``units.chosen``).
+        ``shapes``: the file is of others; it is fed arrays by name.
         """
         self._session, self._calls, self._tokenizer = None, [], request.get("tokenizer", "")
         check_integrity(request["files"], request["sha256"])
@@ -106,9 +112,11 @@ class Worker:
             request["threads"],
             request.get("precision", "fp32"),
             request.get("units"),
+            shapes=request.get("shapes"),
         )
         loaded = time.perf_counter_ns()
-        self._session.run([self._session.example])
+        if "shapes" not in request:
+            self._session.run([self._session.example])
         return {
             "import_ns": start - imported,
             "load_ns": loaded - start,
@@ -117,10 +125,17 @@ class Worker:
             "execution_precision": self._session.execution_precision,
             "threads": self._session.threads,
             "input_shape": list(self._session.input_shape),
+            **described(self._session.feeds),
         }
 
     def inputs(self, request: Message) -> Message:
-        """The rows that ``block`` cycles through: texts, or ``path`` of a .npy, uint8 (N, H, W, 3) or int32 (N, L)."""
+        """The rows that ``block`` cycles through: texts, or ``path`` of a .npy, uint8 (N, H, W, 3) or int32 (N, L).
+
+        ``arrays``: a .npz of ``ports.write_feeds``, for a file of others; its first inference happens here.
+        """
+        if "arrays" in request:
+            self._calls, told = calls_of(self._loaded.feeds, request)
+            return told
         if "texts" in request:
             texts = Texts(request, self._tokenizer)
             rows = [pad(texts.read(row), texts.spec) for row in self._progressing(texts)]
@@ -210,6 +225,8 @@ def answer(worker: Worker, request: Message) -> Message:
         kind, text = "integrity", str(error)
     except UnitError as error:
         kind, text = error.kind, str(error)
+    except BadShape as error:
+        kind, text = "shape", str(error)
     except ModuleNotFoundError as error:
         kind, text = "missing", f"{error.name}"
     except MemoryError as error:
