@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,17 +22,32 @@ NO_NAMES: list[str] = []
 @app.command()
 def add(
     name: Name,
-    host: Annotated[str, typer.Option(help="As ssh takes it: USER@HOST, or a name of ~/.ssh/config.")],
+    host: Annotated[str | None, typer.Option(help="As ssh takes it: USER@HOST, or a name of ~/.ssh/config.")] = None,
     port: Annotated[int | None, typer.Option()] = None,
     option: Annotated[list[str], typer.Option(help="Of ssh_config, such as IdentityFile=PATH.")] = NO_OPTIONS,
-    python: Annotated[str, typer.Option(help="The interpreter there that has the runtime.")] = "python3",
-    folder: Annotated[str, typer.Option(help="Where files go there.")] = ".cache/distilledge",
+    browser: Annotated[
+        str | None, typer.Option(help="A browser of this machine: its command; '': the first on PATH.")
+    ] = None,
+    by_hand: Annotated[bool, typer.Option("--open-by-hand", help="A browser anywhere, as on a phone.")] = False,
+    listen: Annotated[str | None, typer.Option(help="Of a browser's page: address here, 0.0.0.0 for all.")] = None,
+    https: Annotated[bool, typer.Option(help="Of a browser's page, with a certificate made for the run.")] = False,
+    accelerator: Annotated[str | None, typer.Option(help="Of a browser: wasm, or webgpu.")] = None,
+    python: Annotated[str | None, typer.Option(help="The interpreter there that has the runtime: python3.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Where files go there.")] = None,
 ) -> None:
     """Write a device into devices.yaml."""
+    from distilledge.models.errors import UsageError
     from distilledge.pipeline import inventory
 
-    entry = inventory.Entry(host=host, port=port, options=tuple(option), python=python, folder=folder)
-    inventory.add(name, entry)
+    page = "" if by_hand and browser is None else browser
+    ways = [kind for kind, way in {"ssh": host, "browser": page}.items() if way is not None]
+    if len(ways) != 1:
+        what = "a device is reached in one way"
+        raise UsageError("E2088", what, "give one of: --host USER@HOST, --browser COMMAND, --open-by-hand")
+    fields = {"host": host, "port": port, "options": tuple(option) or None, "python": python, "folder": folder}
+    fields |= {"command": page or None, "open": "manual" if by_hand else None, "listen": listen}
+    fields |= {"https": https or None, "accelerator": accelerator}
+    inventory.add(name, inventory.made(ways[0], {key: value for key, value in fields.items() if value is not None}))
     typer.echo(f"written: {inventory.place()}\nnext: distilledge devices doctor {name}")
 
 
@@ -44,8 +60,20 @@ def list_(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps({name: entry.model_dump() for name, entry in found.items()}))
         return
-    rows = [(n, e.kind, e.host + (f":{e.port}" if e.port else ""), e.python, e.folder) for n, e in found.items()]
-    table(("device", "kind", "host", "python", "folder"), [("local", "local", "this machine", "", ""), *rows])
+    rows = [(n, e.kind, e.address, e.python, e.folder) for n, e in found.items()]
+    table(("device", "kind", "address", "python", "folder"), [("local", "local", "this machine", "", ""), *rows])
+
+
+@app.command("fetch-web")
+def fetch_web(
+    archives: Annotated[Path | None, typer.Option(help="A folder of what `npm pack` made elsewhere.")] = None,
+) -> None:
+    """Fetch the runtimes that browsers need, by npm: fixed versions, compared with recorded hashes."""
+    from distilledge.targets.web_files import fetch, versions
+
+    folder = fetch(archives)
+    typer.echo(f"{', '.join(f'{name} {version}' for name, version in versions().items())}
+written: {folder}")
 
 
 @app.command()

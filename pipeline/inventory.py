@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Discriminator, Field, Tag, ValidationError
 
 from distilledge.models.base import Value
 from distilledge.models.errors import UsageError
@@ -26,8 +26,8 @@ LOCAL = "local"
 HEAD = "# Devices that `measure.device` of a recipe may name. `distilledge devices doctor NAME` looks at one.\n"
 
 
-class Entry(Value):
-    """How a device is reached."""
+class SshEntry(Value):
+    """How a board is reached by ssh."""
 
     kind: Literal["ssh"] = "ssh"
     host: str
@@ -39,6 +39,60 @@ class Entry(Value):
     """The interpreter there that has the runtime."""
     folder: str = ".cache/distilledge"
     """Where files go there, relative to its home or absolute."""
+
+    @property
+    def address(self) -> str:
+        return self.host + (f":{self.port}" if self.port else "")
+
+
+class BrowserEntry(Value):
+    """How a page is opened in a browser."""
+
+    kind: Literal["browser"] = "browser"
+    command: str = ""
+    """Words that start a browser of this machine, ``{url}`` and ``{profile}`` filled in, or only its name; empty: the
+    first on PATH."""
+    open: Literal["here", "manual"] = "here"
+    """``manual``: the address is told, and somebody opens it, on a phone or anywhere."""
+    listen: str = "127.0.0.1"
+    """Address of this machine that pages reach; ``0.0.0.0``: all of them."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """0: any; 8765 where a page is opened by hand."""
+    https: bool = False
+    """With a certificate made for the run, unless one is named. Without it another device has one thread, no WebGPU."""
+    certificate: str = ""
+    """PEM file."""
+    key: str = ""
+    """PEM file; empty: in ``certificate``."""
+    accelerator: Literal["wasm", "webgpu"] = "wasm"
+    wait_s: Annotated[float, Field(gt=0)] | None = None
+    """For a page to be opened; 60, or 600 by hand."""
+
+    @property
+    def address(self) -> str:
+        return self.command or ("opened by hand" if self.open == "manual" else "the first on PATH")
+
+    @property
+    def python(self) -> str:
+        """None is needed."""
+        return ""
+
+    @property
+    def folder(self) -> str:
+        """Nothing is kept there."""
+        return ""
+
+
+def kind_of(given: Any) -> str:
+    """What an entry says it is; the first inventories had one kind and did not say."""
+    return str(given.get("kind", "ssh") if isinstance(given, dict) else getattr(given, "kind", ""))
+
+
+KINDS: dict[str, type[SshEntry | BrowserEntry]] = {"ssh": SshEntry, "browser": BrowserEntry}
+Entry = Annotated[
+    Annotated[SshEntry, Tag("ssh")] | Annotated[BrowserEntry, Tag("browser")],
+    Discriminator(kind_of),
+]
 
 
 class Inventory(Value):
@@ -61,9 +115,10 @@ def load() -> Inventory:
         return Inventory.model_validate(document.data or {})
     except ValidationError as error:
         first = error.errors()[0]
-        line, column = document.place([p for p in first["loc"] if isinstance(p, (str, int))])
+        loc = first["loc"][:2] + first["loc"][2 + (first["loc"][2:3] in [(kind,) for kind in KINDS]) :]
+        line, column = document.place([p for p in loc if isinstance(p, (str, int))])
         where = f"{path}:{line}:{column}"
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}: {where}"
+        what = f"{'.'.join(map(str, loc))}: {first['msg']}: {where}"
         raise UsageError("E2051", what, "correct that line; docs/devices.md shows every field") from None
 
 
@@ -77,6 +132,16 @@ def save(inventory: Inventory) -> None:
     stream = StringIO()
     YAML().dump({"schema": 1, "devices": devices}, stream)
     atomic_write(place(), HEAD + stream.getvalue())
+
+
+def made(kind: str, fields: dict[str, Any]) -> Entry:
+    """An entry of what was given on the command line. Raises ``UsageError`` for what such a device does not have."""
+    try:
+        return KINDS[kind](**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"a device of kind {kind}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UsageError("E2087", what, "see: distilledge devices add --help") from None
 
 
 def add(name: str, entry: Entry) -> None:

@@ -23,12 +23,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_device_is_written_and_read_again(place: Path) -> None:
     assert inventory.load() == inventory.Inventory()
-    entry = inventory.Entry(
+    entry = inventory.SshEntry(
         host="pi@line3", port=2222, options=("IdentityFile=~/.ssh/board",), python="/usr/bin/python3"
     )
     inventory.add("line3", entry)
-    inventory.add("bench", inventory.Entry(host="bench"))
-    assert inventory.load().devices == {"line3": entry, "bench": inventory.Entry(host="bench")}
+    inventory.add("bench", inventory.SshEntry(host="bench"))
+    assert inventory.load().devices == {"line3": entry, "bench": inventory.SshEntry(host="bench")}
     assert place.read_text().startswith("# ")
     assert "folder" not in place.read_text()
     inventory.remove("line3")
@@ -42,9 +42,9 @@ def test_this_machine_is_always_there() -> None:
 
 @pytest.mark.parametrize("name", ["local", "", "a b", "../x", "there"])
 def test_names_that_cannot_be_added(name: str) -> None:
-    inventory.add("there", inventory.Entry(host="h"))
+    inventory.add("there", inventory.SshEntry(host="h"))
     with pytest.raises(UsageError) as refused:
-        inventory.add(name, inventory.Entry(host="h"))
+        inventory.add(name, inventory.SshEntry(host="h"))
     assert refused.value.code == "E2052"
 
 
@@ -61,7 +61,7 @@ def test_names_that_cannot_be_added(name: str) -> None:
 )
 def test_what_is_no_host_or_would_trust_any(host: str, option: str, code: str, place: Path) -> None:
     with pytest.raises(DistilledgeError) as refused:
-        inventory.add("x", inventory.Entry(host=host, options=(option,) if option else ()))
+        inventory.add("x", inventory.SshEntry(host=host, options=(option,) if option else ()))
     assert refused.value.code == code
     assert not place.exists()
 
@@ -99,7 +99,7 @@ def test_a_connection_that_breaks_later_is_a_lost_board() -> None:
 def test_without_an_ssh_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MissingPackageError, match="no ssh client"):
-        inventory.add("x", inventory.Entry(host="h"))
+        inventory.add("x", inventory.SshEntry(host="h"))
 
 
 MISTAKES = {

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from distilledge.targets.devices.base import Device
+from distilledge.targets.devices.browser import BrowserDevice
 from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.devices.ssh import SshDevice
 
 __all__ = ["DEVICES", "Device"]
 
-DEVICES: dict[str, Callable[..., Device]] = {"local": LocalDevice, "ssh": SshDevice}
+DEVICES: dict[str, Callable[..., Device]] = {"local": LocalDevice, "ssh": SshDevice, "browser": BrowserDevice}
 """The seam to a place where a model runs: it receives files and runs the worker. By kind; arguments are the kind's."""
