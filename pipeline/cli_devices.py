@@ -26,12 +26,9 @@ def add(
     port: Annotated[int | None, typer.Option()] = None,
     option: Annotated[list[str], typer.Option(help="Of ssh_config, such as IdentityFile=PATH.")] = NO_OPTIONS,
     browser: Annotated[
-        str | None, typer.Option(help="A browser of this machine: its command; '': the first on PATH.")
+        str | None, typer.Option(help="Command of a browser here; '': the first on PATH; manual: anywhere, by hand.")
     ] = None,
-    by_hand: Annotated[bool, typer.Option("--open-by-hand", help="A browser anywhere, as on a phone.")] = False,
     listen: Annotated[str | None, typer.Option(help="Of a browser's page: address here, 0.0.0.0 for all.")] = None,
-    https: Annotated[bool, typer.Option(help="Of a browser's page, with a certificate made for the run.")] = False,
-    accelerator: Annotated[str | None, typer.Option(help="Of a browser: wasm, or webgpu.")] = None,
     python: Annotated[str | None, typer.Option(help="The interpreter there that has the runtime: python3.")] = None,
     folder: Annotated[str | None, typer.Option(help="Where files go there.")] = None,
 ) -> None:
@@ -39,14 +36,13 @@ def add(
     from distilledge.models.errors import UsageError
     from distilledge.pipeline import inventory
 
-    page = "" if by_hand and browser is None else browser
-    ways = [kind for kind, way in {"ssh": host, "browser": page}.items() if way is not None]
+    ways = [kind for kind, way in {"ssh": host, "browser": browser}.items() if way is not None]
     if len(ways) != 1:
         what = "a device is reached in one way"
-        raise UsageError("E2088", what, "give one of: --host USER@HOST, --browser COMMAND, --open-by-hand")
+        raise UsageError("E2088", what, "give one of: --host USER@HOST, --browser COMMAND")
     fields = {"host": host, "port": port, "options": tuple(option) or None, "python": python, "folder": folder}
-    fields |= {"command": page or None, "open": "manual" if by_hand else None, "listen": listen}
-    fields |= {"https": https or None, "accelerator": accelerator}
+    manual = browser == "manual"
+    fields |= {"command": None if manual else browser or None, "open": "manual" if manual else None, "listen": listen}
     inventory.add(name, inventory.made(ways[0], {key: value for key, value in fields.items() if value is not None}))
     typer.echo(f"written: {inventory.place()}\nnext: distilledge devices doctor {name}")
 
@@ -72,8 +68,8 @@ def fetch_web(
     from distilledge.targets.web_files import fetch, versions
 
     folder = fetch(archives)
-    typer.echo(f"{', '.join(f'{name} {version}' for name, version in versions().items())}
-written: {folder}")
+    named = ", ".join(f"{name} {version}" for name, version in versions().items())
+    typer.echo(f"{named}\nwritten: {folder}")
 
 
 @app.command()

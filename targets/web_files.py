@@ -87,7 +87,8 @@ def _archive(name: str, version: str, archives: Path) -> Path:
 
 def _packed(name: str, package: dict[str, Any], into: str) -> Path:
     """By npm's own configuration: its registry, proxy and cache are the user's."""
-    command = ["npm", "pack", "--ignore-scripts", "--silent", "--pack-destination", into, f"{name}@{package['version']}"]
+    wanted = f"{name}@{package['version']}"
+    command = ["npm", "pack", "--ignore-scripts", "--silent", "--pack-destination", into, wanted]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, cwd=into)
         said = done.stderr.strip().splitlines() if done.returncode else []

@@ -42,7 +42,7 @@ class BrowserDevice:
     https; default: made for this run. ``wait_s``: for the page. Raises ``MissingPackageError`` for what is not here.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (an entry's fields, all by keyword)
         self,
         name: str,
         *,
@@ -139,9 +139,7 @@ class BrowserDevice:
             host = own_address() if self._listen in EVERYWHERE else self._listen
             tls = context(*self._tls, host) if self._tls else None
             link = Link(self._watch)
-            self._server = PageServer(
-                link, self._runtimes, listen=self._listen, port=self._port, token=token, tls=tls
-            )
+            self._server = PageServer(link, self._runtimes, token, listen=self._listen, port=self._port, tls=tls)
         return self._server
 
     def _end_browser(self) -> None:

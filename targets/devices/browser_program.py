@@ -38,13 +38,16 @@ import os, signal, subprocess, sys, threading
 child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 def wait():
     code = child.wait()
-    os._exit(code if 0 <= code < 126 else 126)
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    os._exit(code)
 threading.Thread(target=wait, daemon=True).start()
 sys.stdin.read()
 os.killpg(0, signal.SIGKILL)
 """
 """Ends the browser, and all of its group, when we end, in whatever way: then its stdin ends."""
-LAST_WORDS = 2000
+LAST_WORDS, CHATTER = 2000, ":ERROR:dbus"
+"""Of stderr. A headless Chromium complains of each desktop service that it does not find."""
 
 
 class Browser:
@@ -71,9 +74,10 @@ class Browser:
             return ""
         self._stderr.seek(0)
         lines = self._stderr.read()[-LAST_WORDS:].decode("utf-8", "replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"the browser {how}{f': {last[:300]}' if last else ''}"
+        if code < 0:
+            return f"the browser was killed by {signal.Signals(-code).name}"
+        last = next((line.strip() for line in reversed(lines) if line.strip() and CHATTER not in line), "")
+        return f"the browser ended with exit code {code}{f': {last[:300]}' if last else ''}"
 
     def close(self) -> None:
         """End it and what it started, also what left its group; its profile goes too."""
@@ -113,7 +117,7 @@ def command_of(given: str) -> list[str]:
     name = words[0] if words else next((n for n in (*CHROMIUM, *FIREFOX) if shutil.which(n)), "")
     if not name:
         what = f"no browser on PATH: {', '.join((*CHROMIUM, *FIREFOX))}"
-        raise MissingPackageError("E4064", what, "install chromium, or set `open: manual` and open the address anywhere")
+        raise MissingPackageError("E4064", what, "install chromium, or set `open: manual` and open it anywhere")
     program = _find(name)
     if Path(name).name in FIREFOX:
         return [program, "--headless", "--no-remote", "--profile", "{profile}"]

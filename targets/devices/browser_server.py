@@ -149,7 +149,14 @@ class PageServer(ThreadingHTTPServer):
     allow_reuse_address = True
 
     def __init__(
-        self, link: Link, runtimes: Mapping[str, Path], *, listen: str, port: int, token: str, tls: ssl.SSLContext | None
+        self,
+        link: Link,
+        runtimes: Mapping[str, Path],
+        token: str,
+        *,
+        listen: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         folder = Path(web.__path__[0])
         self.link, self.token = link, token

@@ -218,6 +218,7 @@ def decoded(output: Message) -> npt.NDArray[np.float32]:
     """Logits without the batch. A page may say anything: raises ``DeviceError`` where sizes do not agree."""
     try:
         values = np.frombuffer(base64.b64decode(output["logits"], validate=True), np.float32)
-        return values.reshape([int(d) for d in output["dims"]])[0].copy()
+        logits: npt.NDArray[np.float32] = values.reshape([int(d) for d in output["dims"]])[0].copy()
     except (ValueError, KeyError, IndexError) as error:
         raise DeviceError("E6109", f"a page answered with no logits: {error}", "load the page again") from None
+    return logits

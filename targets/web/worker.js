@@ -175,7 +175,8 @@ const operations = {
     let told = start;
     for (const [data, dims] of split(await bytes(request.url), request)) {
       const found = await session.run(session.prepare(data, dims));
-      outputs.push({ dims: Array.from(found.dims, Number), logits: base64(Float32Array.from(found.data)) });
+      if (!(found.data instanceof Float32Array)) throw new Refused("runtime", "the output is not float32");
+      outputs.push({ dims: Array.from(found.dims, Number), logits: base64(found.data) });
       if (performance.now() - told > PROGRESS_MS) {
         postMessage({ progress: outputs.length, of: request.shapes.length });
         told = performance.now();
@@ -206,7 +207,7 @@ function split(buffer, request) {
 }
 
 function base64(array) {
-  const raw = new Uint8Array(array.buffer);
+  const raw = new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
   let text = "";
   for (let i = 0; i < raw.length; i += 0x8000) text += String.fromCharCode(...raw.subarray(i, i + 0x8000));
   return btoa(text);
