@@ -25,7 +25,7 @@ from distilledge.targets.ondevice.preprocess import InputSpec
 
 SIZE, CLASSES = 32, 7
 SPEC = InputSpec(SIZE, SIZE)
-WATCH_SECONDS = 4.0
+WATCH_SECONDS = 3.0
 
 
 def runtimes(folder: Path) -> Path:

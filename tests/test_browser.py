@@ -9,8 +9,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,15 @@ def test_what_the_runtime_refuses_and_what_there_is_not(
         assert load(worker, students["onnx"], device)["input_shape"] == [1, SIZE, SIZE, 3]
 
 
-def endless(worker: WorkerHandle, device: BrowserDevice, one: Candidate, seconds: float = 60) -> DistilledgeError:
-    """What a block that would take for ever ends with."""
+def endless(
+    worker: WorkerHandle, device: BrowserDevice, one: Candidate, strike: Callable[[], None], seconds: float = 60
+) -> DistilledgeError:
+    """What a block that would take for ever ends with; ``strike`` is called while it runs."""
     load(worker, one, device)
     path = device.scratch("rows.npy")
     np.save(path, np.zeros((2, SIZE, SIZE, 3), np.uint8))
     worker.request({"op": "inputs", "path": path}, 60)
+    threading.Timer(0.5, strike).start()
     with pytest.raises(DistilledgeError) as ended:
         worker.request({"op": "block", "n": 10_000_000, "lead": 0}, seconds)
     return ended.value
@@ -142,17 +145,13 @@ def renderers(device: BrowserDevice) -> list[int]:
     return [pid for pid in group if b"--type=renderer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-UNTIL_BUSY = 1.5
-"""Seconds; whether the page is still loading by then, or timing, it is lost all the same."""
-
-
 def whole_browser(device: BrowserDevice) -> list[int]:
     assert device._browser is not None
     return processes_with(f"--user-data-dir={device._browser._profile}")
 
 
 LOSSES = {
-    "the tab crashes": (renderers, "it was not heard for 4 s"),
+    "the tab crashes": (renderers, "it was not heard for 3 s"),
     "the browser is killed": (whole_browser, "the browser was killed by SIGKILL"),
 }
 
@@ -164,12 +163,10 @@ def test_a_lost_page_is_an_explained_error_and_the_next_one_works(students: dict
         with device.start() as worker:
 
             def strike() -> None:
-                time.sleep(UNTIL_BUSY)
                 for pid in victims(device):
                     os.kill(pid, signal.SIGKILL)
 
-            threading.Thread(target=strike, daemon=True).start()
-            error = endless(worker, device, students["onnx"])
+            error = endless(worker, device, students["onnx"], strike)
         assert (error.code, error.exit_code) == ("E6100", 6)
         assert reason in error.what
         assert error.hint
@@ -183,20 +180,18 @@ def test_a_closed_tab_is_told_at_once(students: dict[str, Candidate]) -> None:
     with opened(command=command) as device, device.start() as worker:
 
         def close_tab() -> None:
-            time.sleep(UNTIL_BUSY)
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
                 tab = next(t["id"] for t in json.load(answer) if t["type"] == "page")
             urllib.request.urlopen(f"http://127.0.0.1:{port}/json/close/{tab}").close()
 
-        threading.Thread(target=close_tab, daemon=True).start()
-        error = endless(worker, device, students["onnx"])
+        error = endless(worker, device, students["onnx"], close_tab)
     assert error.code == "E6100"
     assert "it was closed, reloaded or left" in error.what or "the browser ended" in error.what  # with its last tab
 
 
 def test_a_block_without_an_answer_ends_in_time(students: dict[str, Candidate], device: BrowserDevice) -> None:
     with device.start() as worker:
-        error = endless(worker, device, students["onnx"], seconds=1)
+        error = endless(worker, device, students["onnx"], lambda: None, seconds=1)
         assert (error.code, error.exit_code) == ("E9023", 9)
         with pytest.raises(DeviceError, match="the worker is closed"):
             worker.request({"op": "block", "n": 1, "lead": 0}, 1)
@@ -247,13 +242,16 @@ SOFTWARE = "--enable-unsafe-webgpu --use-webgpu-adapter=swiftshader"
 
 def test_a_gpu_must_be_there_and_a_software_one_is_called_so(students: dict[str, Candidate], shown: Samples) -> None:
     command = " ".join(command_of(""))
-    with opened(accelerator="webgpu", command=f"{command} --disable-gpu") as device:
-        with pytest.raises(DeviceError, match="no WebGPU adapter"):
-            device.start()
+    with (
+        opened(accelerator="webgpu", command=f"{command} --disable-gpu") as device,
+        pytest.raises(DeviceError, match="no WebGPU adapter"),
+    ):
+        device.start()
     with opened(accelerator="webgpu", command=f"{command} {SOFTWARE}") as device:
         if not device._joined().link.card["webgpu"]:
             pytest.skip("this Chromium has no software adapter")
-        settings: dict[str, Any] = {"samples": 3, "min_seconds": 0, "launches": 1, "warmup": 1, "quick": True}
-        (item,) = measure([students["onnx"]], device, threads=1, end_to_end=0, inputs=shown, **settings)
+        one, few = students["onnx"], Samples(shown.rows[:1])
+        settings: dict[str, Any] = {"samples": 1, "min_seconds": 0, "launches": 1, "warmup": 0, "quick": True}
+        (item,) = measure([one], device, threads=1, end_to_end=0, inputs=few, **settings)
         assert "SOFTWARE_GPU" in item.flags
         assert item.runtime_version.endswith(" webgpu")
