@@ -6,6 +6,7 @@ const RETRY_MS = 2000;
 const workers = new Map();
 let page = null; // what the server calls this visit
 let posting = Promise.resolve(); // answers leave in their order
+let failed = null; // an answer could not be given: this visit is over
 
 function show(text) {
   document.getElementById("state").textContent = text;
@@ -20,7 +21,7 @@ async function post(path, body, seconds) {
 
 function answer(worker, message) {
   const visit = page;
-  posting = posting.then(() => post("answer", { page: visit, worker, message }, 60)).catch(() => endWorkers());
+  posting = posting.then(() => post("answer", { page: visit, worker, message }, 60)).catch((error) => (failed = error));
 }
 
 function startWorker(number) {
@@ -56,10 +57,12 @@ async function stayAwake() {
 async function visit(card) {
   const joined = await post("join", { card }, 20);
   page = joined.page;
+  failed = null;
   show("Ready.");
   try {
     for (;;) {
       const { messages } = await post("poll", { page }, joined.watch_s);
+      if (failed) throw failed;
       messages.forEach(take);
       show(workers.size ? "Measuring ..." : "Ready.");
     }
