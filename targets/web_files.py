@@ -88,15 +88,15 @@ def _archive(name: str, version: str, archives: Path) -> Path:
 def _packed(name: str, package: dict[str, Any], into: str) -> Path:
     """By npm's own configuration: its registry, proxy and cache are the user's."""
     wanted = f"{name}@{package['version']}"
-    command = ["npm", "pack", "--ignore-scripts", "--silent", "--pack-destination", into, wanted]
+    command = ["npm", "pack", "--ignore-scripts", "--loglevel=error", "--pack-destination", into, wanted]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, cwd=into)
-        said = done.stderr.strip().splitlines() if done.returncode else []
+        said = [line for line in done.stderr.splitlines() if line.strip()] if done.returncode else []
     except subprocess.TimeoutExpired:
         said = [f"no answer for {FETCH_SECONDS} s"]
     path = _archive(name, package["version"], Path(into))
     if said or not path.is_file():
-        reason = (said or ["it wrote no archive"])[0]
+        reason = "; ".join(said[:2]) or "it wrote no archive"
         raise MissingPackageError("E4063", f"npm could not fetch {name}: {reason}", "see: npm config get registry")
     return path
 

@@ -173,7 +173,7 @@ def card_of(page: Message) -> Message:
         "machine": "wasm32",
         "cpu_flags": page.get("wasm"),
         "cpu_count": page.get("hardware_concurrency"),
-        "memory_bytes": None if memory is None else int(memory * (1 << 30)),
+        "memory_bytes": int(memory * (1 << 30)) if isinstance(memory, int | float) else None,
         "kernel": page.get("platform_version"),
         "governor": None,
         "python": "",
