@@ -13,7 +13,7 @@ UV := $(shell command -v uv 2>/dev/null)
 SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do "$$p" -c '$(SUITS)' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: demo test fast slow board venv dev lint type docs clean help
+.PHONY: demo test fast slow board web venv dev lint type docs clean help
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -34,6 +34,10 @@ fast:
 # pytest exits 5 where no test carries the mark.
 slow board:
 	$(PYTEST) -m $@ || [ $$? -eq 5 ]
+
+# The runtimes of the web, for devices that are browsers; the only thing that npm is needed for.
+web: $(VENV)/.set-up
+	$(BIN)/distilledge devices fetch-web
 
 venv: $(VENV)/.set-up
 

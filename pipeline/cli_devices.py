@@ -28,6 +28,10 @@ def add(
     adb: Annotated[
         str | None, typer.Option(help="A phone: its serial number of `adb devices`, or HOST:PORT; '': the only one.")
     ] = None,
+    browser: Annotated[
+        str | None, typer.Option(help="Command of a browser here; '': the first on PATH; manual: anywhere, by hand.")
+    ] = None,
+    listen: Annotated[str | None, typer.Option(help="Of a browser's page: address here, 0.0.0.0 for all.")] = None,
     python: Annotated[str | None, typer.Option(help="The interpreter there that has the runtime: python3.")] = None,
     folder: Annotated[str | None, typer.Option(help="Where files go there.")] = None,
 ) -> None:
@@ -35,12 +39,15 @@ def add(
     from distilledge.models.errors import UsageError
     from distilledge.pipeline import inventory
 
-    ways = [kind for kind, way in {"ssh": host, "adb": adb}.items() if way is not None]
+    ways = [kind for kind, way in {"ssh": host, "adb": adb, "browser": browser}.items() if way is not None]
     if len(ways) != 1:
-        raise UsageError("E2081", "a device is reached in one way", "give one of: --host USER@HOST, --adb SERIAL")
+        hint = "give one of: --host USER@HOST, --adb SERIAL, --browser COMMAND"
+        raise UsageError("E2081", "a device is reached in one way", hint)
     fields = {"host": host, "serial": adb, "port": port, "options": tuple(option) or None}
-    given = {key: value for key, value in {**fields, "python": python, "folder": folder}.items() if value is not None}
-    inventory.add(name, inventory.made(ways[0], given))
+    fields |= {"python": python, "folder": folder, "listen": listen}
+    manual = browser == "manual"
+    fields |= {"command": None if manual else browser or None, "open": "manual" if manual else None}
+    inventory.add(name, inventory.made(ways[0], {key: value for key, value in fields.items() if value is not None}))
     typer.echo(f"written: {inventory.place()}\nnext: distilledge devices doctor {name}")
 
 
@@ -55,6 +62,18 @@ def list_(as_json: Json = False) -> None:
         return
     rows = [(n, e.kind, e.address, e.python, e.folder) for n, e in found.items()]
     table(("device", "kind", "address", "python", "folder"), [("local", "local", "this machine", "", ""), *rows])
+
+
+@app.command("fetch-web")
+def fetch_web(
+    archives: Annotated[Path | None, typer.Option(help="A folder of what `npm pack` made elsewhere.")] = None,
+) -> None:
+    """Fetch the runtimes that browsers need, by npm: fixed versions, compared with recorded hashes."""
+    from distilledge.targets.web_files import fetch, versions
+
+    folder = fetch(archives)
+    named = ", ".join(f"{name} {version}" for name, version in versions().items())
+    typer.echo(f"{named}\nwritten: {folder}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from distilledge.models.errors import DeviceError, DistilledgeError
 from distilledge.pipeline.inventory import LOCAL, entry_of, load, opened
 from distilledge.targets.devices import Device
 from distilledge.targets.devices.adb import AdbDevice
+from distilledge.targets.devices.browser_worker import RUNTIMES
 from distilledge.targets.ondevice.session import PACKAGES_OF
 
 AT_ONCE = 8
@@ -66,7 +67,7 @@ def _examine(name: str) -> Examined:
 
 
 def _installed(card: dict[str, Any], runtime: str) -> bool:
-    return any(card["packages"].get(package) for package in PACKAGES_OF[runtime])
+    return any(card["packages"].get(package) for package in (*PACKAGES_OF[runtime], RUNTIMES.get(runtime, "")))
 
 
 def _tried(device: Device, runtime: str) -> str | DistilledgeError:

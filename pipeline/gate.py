@@ -197,11 +197,19 @@ def _device_checks(evidence: Evidence, file: Exported, budget: Budget) -> tuple[
         return [size], ["the file was not measured"]
     note = "; ".join((*(("quick measurement",) if timing.quick else ()), *timing.flags))
     p50 = latency_ms(timing, 50, evidence.recipe.seed)
-    rss = Estimate(value=max(launch.peak_rss_bytes for launch in timing.launches) / MB)
-    checks = [size, _check(RSS, rss, budget.max_peak_rss_mb)]
+    checks = [size]
+    rss = peak_rss_mb(timing)
+    if rss is not None:
+        checks.append(_check(RSS, Estimate(value=rss), budget.max_peak_rss_mb))
     if p50 is not None:
         checks.insert(0, _check(P50, p50, budget.max_latency_ms, note))
     return checks, _slow_int8(evidence, timing) + _unit_alarms(timing)
+
+
+def peak_rss_mb(timing: Measurement) -> float | None:
+    """The largest of all launches; None where the device does not tell it, as a browser."""
+    peaks = [launch.peak_rss_bytes for launch in timing.launches]
+    return max(p for p in peaks if p is not None) / MB if peaks and None not in peaks else None
 
 
 def latency_ms(timing: Measurement, q: float, seed: int) -> Estimate | None:

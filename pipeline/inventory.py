@@ -64,14 +64,52 @@ class AdbEntry(Value):
         return self.serial or "the only one"
 
 
+class BrowserEntry(Value):
+    """How a page is opened in a browser."""
+
+    kind: Literal["browser"] = "browser"
+    command: str = ""
+    """Words that start a browser of this machine, ``{url}`` and ``{profile}`` filled in, or only its name; empty: the
+    first on PATH."""
+    open: Literal["here", "manual"] = "here"
+    """``manual``: the address is told, and somebody opens it, on a phone or anywhere."""
+    listen: str = "127.0.0.1"
+    """Address of this machine that pages reach; ``0.0.0.0``: all of them."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """0: any; 8765 where a page is opened by hand."""
+    https: bool = False
+    """With a certificate made for the run, unless one is named. Without it another device has one thread, no WebGPU."""
+    certificate: str = ""
+    """PEM file."""
+    key: str = ""
+    """PEM file; empty: in ``certificate``."""
+    accelerator: Literal["wasm", "webgpu"] = "wasm"
+    wait_s: Annotated[float, Field(gt=0)] | None = None
+    """For a page to be opened; 60, or 600 by hand."""
+
+    @property
+    def address(self) -> str:
+        return self.command or ("opened by hand" if self.open == "manual" else "the first on PATH")
+
+    @property
+    def python(self) -> str:
+        """None is needed."""
+        return ""
+
+    @property
+    def folder(self) -> str:
+        """Nothing is kept there."""
+        return ""
+
+
 def kind_of(given: Any) -> str:
     """What an entry says it is; the first inventories had one kind and did not say."""
     return str(given.get("kind", "ssh") if isinstance(given, dict) else getattr(given, "kind", ""))
 
 
-KINDS: dict[str, type[SshEntry | AdbEntry]] = {"ssh": SshEntry, "adb": AdbEntry}
+KINDS: dict[str, type[SshEntry | AdbEntry | BrowserEntry]] = {"ssh": SshEntry, "adb": AdbEntry, "browser": BrowserEntry}
 Entry = Annotated[
-    Annotated[SshEntry, Tag("ssh")] | Annotated[AdbEntry, Tag("adb")],
+    Annotated[SshEntry, Tag("ssh")] | Annotated[AdbEntry, Tag("adb")] | Annotated[BrowserEntry, Tag("browser")],
     Discriminator(kind_of),
 ]
 

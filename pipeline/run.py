@@ -59,8 +59,10 @@ def is_trained(recipe: Recipe, work: Path) -> bool:
 def device_card(recipe: Recipe) -> dict[str, Any]:
     """The stable part of the device's card: it enters the cache key of what is measured there."""
     from distilledge.pipeline.inventory import LOCAL, opened
+    from distilledge.pipeline.recipe_device import check_device
 
     name = recipe.measure.device
+    check_device(recipe)
     with opened(name) as device:
         facts = device.facts()
     keys = ("cpu_model", "cpu_flags", "cpu_count", "machine")

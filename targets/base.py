@@ -160,17 +160,18 @@ class Launch(Value):
 
     load_ns: int
     first_inference_ns: int
-    peak_rss_bytes: int
+    peak_rss_bytes: int | None
+    """None in a browser, as the fields below that a page cannot know of itself."""
     latency_ns: tuple[int, ...]
     """Model only."""
     end_to_end_ns: tuple[int, ...]
     """Decode, preprocess, infer, arg-max, one picture after another."""
-    cpu_ns: int
+    cpu_ns: int | None
     """CPU time of the process while timed."""
     wall_ns: int
     waited_ns: int | None
     """Time a runnable thread waited for a CPU (schedstat); None where the kernel does not say."""
-    involuntary_switches: int
+    involuntary_switches: int | None
 
 
 Measurement.model_rebuild()

@@ -50,7 +50,8 @@ def other_load(launches: Sequence[Launch], threads: int) -> bool:
     wall = sum(launch.wall_ns for launch in launches)
     waits = [launch.waited_ns for launch in launches if launch.waited_ns is not None]
     waited = bool(waits) and sum(waits) > MAX_WAIT_SHARE * wall
-    return waited or (threads == 1 and sum(launch.cpu_ns for launch in launches) < MIN_CPU_SHARE * wall)
+    spent = [launch.cpu_ns for launch in launches if launch.cpu_ns is not None]
+    return waited or (threads == 1 and len(spent) == len(launches) and sum(spent) < MIN_CPU_SHARE * wall)
 
 
 def drifts(latency_ns: Sequence[int]) -> bool:

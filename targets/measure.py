@@ -63,8 +63,11 @@ class Lane:
         self.worker, self.loaded, self.before = worker, loaded, before
         self.latency_ns: list[int] = []
         self.end_to_end_ns: list[int] = []
-        self.cpu_ns = self.wall_ns = self.involuntary_switches = self.peak_rss_bytes = 0
+        self.wall_ns = 0
+        self.cpu_ns: int | None = 0
         self.waited_ns: int | None = 0
+        self.involuntary_switches: int | None = 0
+        self.peak_rss_bytes: int | None = None
         self.typical_ns = loaded["first_inference_ns"]
         self.last_block = Progress(0, 0.0)
 
@@ -80,12 +83,11 @@ class Lane:
         self.typical_ns = max(1, round(statistics.median(block["latency_ns"])))
         self.last_block = Progress(n, block["wall_ns"] / 1e9)
         self.latency_ns += block["latency_ns"]
-        self.cpu_ns += block["cpu_ns"]
+        self.cpu_ns = _plus(self.cpu_ns, block["cpu_ns"])
         self.wall_ns += block["wall_ns"]
-        self.involuntary_switches += block["involuntary_switches"]
+        self.involuntary_switches = _plus(self.involuntary_switches, block["involuntary_switches"])
         self.peak_rss_bytes = block["peak_rss_bytes"]
-        waited = block["waited_ns"]
-        self.waited_ns = None if waited is None or self.waited_ns is None else self.waited_ns + waited
+        self.waited_ns = _plus(self.waited_ns, block["waited_ns"])
 
     def _block(self, n: int, lead: int) -> dict[str, Any]:
         timeout = ANSWER_SECONDS + 50 * (n + lead) * self.typical_ns / 1e9
@@ -260,6 +262,11 @@ def _sum(lanes: Sequence[Lane]) -> Progress:
     return lanes[-1].progress if lanes else Progress(0, 0.0)
 
 
+def _plus(total: int | None, more: int | None) -> int | None:
+    """Unknown where a part is."""
+    return None if total is None or more is None else total + more
+
+
 def _beat(lanes: Sequence[Lane]) -> None:
     for lane in lanes:
         lane.worker.beat()
@@ -307,6 +314,7 @@ def _measurement(
     if candidate.role == "control":
         raise ValueError("the control is scored, not timed: it is the student's architecture")
     launches, loaded = tuple(lane.launch() for lane in lanes), lanes[0].loaded
+    own = fairness_flags(launches, threads=_cpu_threads(candidate, loaded))
     return Measurement(
         name=candidate.name,
         runtime=candidate.exported.runtime,
@@ -319,5 +327,5 @@ def _measurement(
         launches=launches,
         runtime_version=loaded["runtime_version"],
         execution_precision=loaded["execution_precision"],
-        flags=tuple(dict.fromkeys(fairness_flags(launches, threads=_cpu_threads(candidate, loaded)) + machine)),
+        flags=tuple(dict.fromkeys((*loaded.get("flags", ()), *own, *machine))),
     )

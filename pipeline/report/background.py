@@ -253,7 +253,7 @@ def _timing(found: Timing, of_text: bool) -> Sequence[str | Cell]:
         latency(found.p90),
         latency(found.p99),
         latency(found.end_to_end_p50),
-        f"{found.cpu_share:.2f}",
+        NONE if found.cpu_share is None else f"{found.cpu_share:.2f}",
         NONE if found.waited_share is None else f"{100 * found.waited_share:.1f} %",
         found.runtime_version,
         found.execution_precision,

@@ -9,7 +9,7 @@ import numpy as np
 
 from distilledge.pipeline import stats
 from distilledge.pipeline.evidence import Evidence
-from distilledge.pipeline.gate import DROP_FP32, DROP_TEACHER, MB, TargetVerdict, by_target, latency_ratio
+from distilledge.pipeline.gate import DROP_FP32, DROP_TEACHER, MB, TargetVerdict, by_target, latency_ratio, peak_rss_mb
 from distilledge.pipeline.recipe import METRICS, MetricName
 from distilledge.pipeline.record import ExportResult, Verdict, Verdicts
 from distilledge.pipeline.report.vocabulary import FileResult, Headline, Timing
@@ -79,7 +79,7 @@ def _file_result(facts: _Facts, role: str, model: str, file: Exported) -> FileRe
         faster_than_fp32=_faster(evidence, timing, "student") if role == "student" else None,
         load_ms=_median_ms([launch.load_ns for launch in timing.launches]) if timing else None,
         first_inference_ms=_median_ms([launch.first_inference_ns for launch in timing.launches]) if timing else None,
-        peak_rss_mb=max(launch.peak_rss_bytes for launch in timing.launches) / MB if timing else None,
+        peak_rss_mb=peak_rss_mb(timing) if timing else None,
         size_mb=file.size_bytes / MB,
         sha256=file.sha256,
         recipe=file.recipe,
@@ -114,7 +114,7 @@ def _timing(m: Measurement, seed: int) -> Timing:
         [np.asarray(launch.latency_ns) / MS for launch in m.launches], (50, 90, 99), seed=seed
     )
     wall = max(1, sum(launch.wall_ns for launch in m.launches))
-    waited = [launch.waited_ns for launch in m.launches]
+    waited, spent = [launch.waited_ns for launch in m.launches], [launch.cpu_ns for launch in m.launches]
     return Timing(
         name=m.name,
         threads=m.threads,
@@ -130,7 +130,7 @@ def _timing(m: Measurement, seed: int) -> Timing:
         end_to_end_p50=stats.percentile(
             [np.asarray(launch.end_to_end_ns) / MS for launch in m.launches], 50, seed=seed
         ),
-        cpu_share=sum(launch.cpu_ns for launch in m.launches) / wall,
+        cpu_share=None if None in spent else sum(s or 0 for s in spent) / wall,
         waited_share=None if None in waited else sum(w or 0 for w in waited) / wall,
         runtime_version=m.runtime_version,
         execution_precision=m.execution_precision,

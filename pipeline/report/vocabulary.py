@@ -70,8 +70,8 @@ class Timing(Value):
     p90: Estimate | None
     p99: Estimate | None
     end_to_end_p50: Estimate | None
-    cpu_share: float
-    """CPU time over wall time."""
+    cpu_share: float | None
+    """CPU time over wall time; None where the device does not say."""
     waited_share: float | None
     """Share of the wall time that a runnable thread waited for a CPU; None where the kernel does not say."""
     runtime_version: str

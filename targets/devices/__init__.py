@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from distilledge.targets.devices.adb import AdbDevice
 from distilledge.targets.devices.base import Device
+from distilledge.targets.devices.browser import BrowserDevice
 from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.devices.ssh import SshDevice
 
@@ -13,5 +14,6 @@ DEVICES: dict[str, Callable[..., Device]] = {
     "local": LocalDevice,
     "ssh": SshDevice,
     "adb": AdbDevice,
+    "browser": BrowserDevice,
 }
 """The seam to a place where a model runs: it receives files and runs the worker. By kind; arguments are the kind's."""
