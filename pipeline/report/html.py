@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 
-from distilledge.pipeline.report import background, lengths, sections, shown
+from distilledge.pipeline.report import background, ladder, lengths, sections, shown
 from distilledge.pipeline.report.markup import Markup, el, join
 from distilledge.pipeline.report.style import STYLE
 from distilledge.pipeline.report.vocabulary import ReportContent
@@ -44,6 +44,7 @@ def _body(content: ReportContent) -> list[Markup]:
         lengths.section_of_lengths(content),
         sections.teacher_worth(content),
         sections.precisions(content),
+        ladder.section_of_ladder(content),
         sections.answers(content),
         shown.gallery(content),
         background.parity(content),

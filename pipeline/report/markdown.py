@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distilledge.pipeline.report import lengths
+from distilledge.pipeline.report import ladder, lengths
 from distilledge.pipeline.report.background import counts, cuts
 from distilledge.pipeline.report.table import NONE, columns, judged_length, number, rows, summary
 from distilledge.pipeline.report.vocabulary import ReportContent
@@ -26,6 +26,7 @@ def markdown(content: ReportContent) -> str:
         *_teacher_worth(content),
         *_lengths(content),
         *_precisions(content),
+        *_ladder(content),
         *_parity(content),
         *_data(content),
         "## Reproduce",
@@ -94,6 +95,13 @@ def _precisions(content: ReportContent) -> list[str]:
         "Float operations left",
     )
     return ["## What each precision cost and gained", "", _grid(titles, lines)]
+
+
+def _ladder(content: ReportContent) -> list[str]:
+    if not content.ledgers:
+        return []
+    audits = [plain(line) + "  " for line in ladder.audits(content)]
+    return ["## The quantization ladder", "", _grid(ladder.TRIED, ladder.tried(content)), *audits, ""]
 
 
 def _parity(content: ReportContent) -> list[str]:
