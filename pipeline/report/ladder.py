@@ -27,7 +27,7 @@ WORST = 12
 """Layers shown of each runtime."""
 EXPLANATION = (
     "Each rung beside the student's fp32 file of the same runtime, on the validation pictures only; the first whose "
-    "budget holds is shipped. Points and p50 have 95 % intervals; p50 is a quick look, the table above has the measured one."
+    "budget holds is shipped. Points and p50 have 95 % intervals; p50 is a quick look: the first table has the real."
 )
 SENSITIVITY = "One layer at a time in int8, all others in float: power of the logits over that of their error, and KL."
 
@@ -80,10 +80,10 @@ def audits(content: ReportContent) -> list[str]:
 
 def _audit(runtime: str, ledger: Ledger) -> str:
     found = ledger.audit
+    counts = ", ".join(f"{name} {n}" for name, n in found.per_class.items())
     words = (
-        f"{runtime}: decided on {ledger.pictures:,} validation pictures; calibrated on {found.pictures} pictures of the "
-        f"training split ({', '.join(f'{name} {n}' for name, n in found.per_class.items())}), none of them in validation "
-        f"or test; manifest {found.manifest_sha256[:12]}."
+        f"{runtime}: decided on {ledger.pictures:,} validation pictures; calibrated on {found.pictures} of the "
+        f"training split ({counts}), none of them in validation or test; manifest {found.manifest_sha256[:12]}."
     )
     words += f" Without a picture: {', '.join(found.missing)}." if found.missing else " Every class is covered."
     return words + _stability(found)
