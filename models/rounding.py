@@ -87,7 +87,8 @@ def bias_corrected(model: nn.Module, pictures: Tensor, islands: Collection[int] 
         for layer in layers:
             if layer not in wanted:
                 continue
-            hooks.callback(layer.register_forward_pre_hook(_quantising(limits[layer])).remove)
+            if layer not in kept:
+                hooks.callback(layer.register_forward_pre_hook(_quantising(limits[layer])).remove)
             hooks.callback(layer.register_forward_hook(_correcting(wanted[layer])).remove)
         own(pictures)
     for layer, weight in zip(layers, weights, strict=True):

@@ -24,6 +24,7 @@ from distilledge.targets.base import Inputs
 from distilledge.targets.scheme import PLAIN, Scheme
 
 WITH_WEIGHTS = ["Conv", "MatMul", "Gemm"]
+PASSED = {"Relu", "Clip", "MaxPool", "Pad", "Reshape", "Transpose", "Flatten"}
 LOWEST = "distilledge_lowest"
 EMBEDDING = ["Gather"]
 """Of text models: the table of a small one is most of the file (91 MB become 59 without it, 23 with it: MiniLM)."""
@@ -71,7 +72,7 @@ def static_int8(
             nodes_to_exclude=[
                 *normalisation(graph),
                 *(without_weights(graph) if attention else ()),
-                *(node.name for node in graph.node if scheme.islands and node.output[0] in scheme.islands),
+                *widened(graph, scheme.islands),
             ],
             extra_options={"OpTypesToExcludeOutputQuantization": scope or ["Gemm"]} | given_ranges(graph, scheme),
         )
@@ -83,6 +84,15 @@ def static_int8(
     only = ", layers with weights only" if attention else ""
     kind = "U8U8 (U8S8 depthwise)" if saturates else "U8S8"
     return f"QDQ {kind} per channel, MinMax, {len(pictures)} samples{only}{scheme.words}"
+
+
+def widened(graph: onnx.GraphProto, islands: Sequence[str]) -> Iterator[str]:
+    """Names of the float layers, and of what only passes their results on."""
+    own = set(islands)
+    for node in graph.node:
+        if node.output[0] in own or (node.op_type in PASSED and node.input[0] in own):
+            own.add(node.output[0])
+            yield node.name
 
 
 def given_ranges(graph: onnx.GraphProto, scheme: Scheme) -> dict[str, Any]:

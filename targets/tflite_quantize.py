@@ -21,6 +21,7 @@ from distilledge.targets.ondevice.session import LENGTH
 from distilledge.targets.scheme import PLAIN, Scheme
 from distilledge.targets.tflite_file import Graph, read_graph
 
+PASSED = {"PAD", "RELU", "RELU6", "MAX_POOL_2D", "RESHAPE", "TRANSPOSE"}
 EVERYTHING = TFLOperationName.ALL_SUPPORTED
 TEXTS = 32
 """Calibration texts for each signature, the longest that fit: the calibrator takes 0.2 s for one (MiniLM)."""
@@ -124,9 +125,18 @@ def recipe_of(precision: Precision, graph: Graph, islands: Sequence[str] = ()) -
         recipe.add_dynamic_config(".*", TFLOperationName.EMBEDDING_LOOKUP, num_bits=8)
     for name in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
         recipe.add_quantization_config(".*", name, algorithm_key=AlgorithmName.NO_QUANTIZE)
-    for tensor in (*normalisation(graph), *islands):
+    for tensor in (*normalisation(graph), *widened(graph, islands)):
         recipe.add_quantization_config(f"^{re.escape(tensor)};?$", EVERYTHING, algorithm_key=AlgorithmName.NO_QUANTIZE)
     return recipe, "static_wi8_ai8, per channel, MinMax" + (", FULLY_CONNECTED and CONV_2D only" if attention else "")
+
+
+def widened(graph: Graph, islands: Sequence[str]) -> list[str]:
+    """Results of float layers, and of what only passes them on: else they would be rounded on the way."""
+    own = {index for index, tensor in enumerate(graph.tensors) if tensor.name in islands}
+    for operation in graph.operations:
+        if operation.name in PASSED and operation.inputs[0] in own:
+            own.update(operation.outputs)
+    return [graph.tensors[index].name for index in sorted(own)]
 
 
 def normalisation(graph: Graph) -> Iterator[str]:

@@ -38,6 +38,7 @@ def climb(attempts: Iterable[A], judge: Callable[[A], Tried], *, min_agreement: 
 def choose(tried: Sequence[Tried]) -> int:
     """The first that holds; else of the undecided the one nearest to fp32; else the best of those that fail.
 
+    Among equals of that kind, static int8 goes before weights only, and what is faster than float before what is not.
     One that fails is shipped for the gate to judge on the test split, and says so in the ledger; a collapsed one last.
     """
     ranks: dict[Outcome, int] = {"holds": 0, "undecided": 1, "fails": 2}
@@ -46,6 +47,8 @@ def choose(tried: Sequence[Tried]) -> int:
         one = tried[index]
         if one.outcome == "holds":
             return (0, index)
-        return (ranks[one.outcome], one.answers < 2, -one.agreement, one.drop.value, index)
+        slow = one.p50_ratio is not None and one.p50_ratio.value > 1
+        kind = (one.answers < 2, one.precision != "w8a8", slow)
+        return (ranks[one.outcome], *kind, -one.agreement, one.drop.value, index)
 
     return min(range(len(tried)), key=key)
