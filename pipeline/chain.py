@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -28,6 +29,9 @@ from distilledge.pipeline.record import (
 )
 from distilledge.pipeline.steps import Step, needs_parent
 from distilledge.pipeline.store import Store, Stored
+
+if TYPE_CHECKING:
+    from distilledge.pipeline.compress.stage import Climb
 
 Report = Callable[[Any], None]
 """Receives the training loop's progress events."""
@@ -158,16 +162,37 @@ def _export(chain: Chain, step: Step, out: Path, _partial: Path) -> ExportResult
     from distilledge.pipeline.export import export
 
     trained = chain.done[step.role]
-    return export(
-        trained.value,
-        trained.path,
-        role=step.role,
-        runtime=step.runtime,
-        precisions=step.inputs["precisions"],
-        saturates=step.inputs.get("saturates", False),
-        calibration=samples_of(*chain.inputs("train", calibration=True)),
-        out=out,
-    )
+    with _climb(chain, step) as climb:
+        return export(
+            trained.value,
+            trained.path,
+            role=step.role,
+            runtime=step.runtime,
+            precisions=step.inputs["precisions"],
+            saturates=step.inputs.get("saturates", False),
+            calibration=samples_of(*chain.inputs("train", calibration=True)),
+            out=out,
+            climb=climb,
+        )
+
+
+@contextmanager
+def _climb(chain: Chain, step: Step) -> Iterator[Climb | None]:
+    """What the quantization ladder needs, with the device held; None where it is not climbed."""
+    if "compress" not in step.inputs:
+        yield None
+        return
+    from distilledge.pipeline.benchmark import samples_of
+    from distilledge.pipeline.compress.judge import Ground
+    from distilledge.pipeline.compress.stage import Climb
+    from distilledge.pipeline.inventory import opened
+
+    budget = chain.recipe.budget_of(step.inputs["runtime"])
+    given, validation = chain.inputs("train", calibration=True), chain.inputs("validation")
+    held_out = [*validation[0], *chain.samples("test")]
+    with opened(chain.recipe.measure.device) as device:
+        ground = Ground(chain.recipe, budget, device, validation[0], samples_of(*validation))
+        yield Climb(ground, given[0], samples_of(*given), held_out)
 
 
 def _verify(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Parities:

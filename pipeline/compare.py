@@ -170,7 +170,9 @@ def _timings(pair: Pair, limits: Limits) -> Iterator[Check]:
         yield from at_most(what, _scaled(ratio, 100, -100), limit)
     p50 = stats.percentile(_samples(new), 50) if new else None
     yield from at_most(P50, _scaled(p50, 1 / MS, 0), limits.max_p50_ms)
-    peak = max((launch.peak_rss_bytes for launch in new.launches), default=0) / MB if new else None
+    peaks = [launch.peak_rss_bytes for launch in new.launches] if new else []
+    known = [bytes_ for bytes_ in peaks if bytes_ is not None]
+    peak = max(known) / MB if known and len(known) == len(peaks) else None
     yield from at_most(RSS, None if peak is None else Estimate(value=peak), limits.max_peak_rss_mb)
 
 

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.record import Checkpoint, ExportResult, Role
@@ -17,6 +18,9 @@ from distilledge.targets import get
 from distilledge.targets.base import AnyDeployable, Deployable, Exported, Precision, Target, TextDeployable
 from distilledge.targets.ondevice.text import TextSpec
 from distilledge.targets.samples import Samples, reader
+
+if TYPE_CHECKING:
+    from distilledge.pipeline.compress.stage import Climb
 
 STATIC: tuple[Precision, ...] = ("w8a8",)
 """Precisions whose activation ranges are measured on calibration pictures or texts."""
@@ -32,12 +36,14 @@ def export(
     calibration: Samples,
     out: Path,
     saturates: bool = False,
+    climb: Climb | None = None,
 ) -> ExportResult:
     """Write ``model.<precision><suffix>`` for each precision into ``out``, fp32 first: the others are made from it.
 
     ``calibration``: used by static precisions only. ``saturates``: of the CPU that the files are for, see
     ``targets.saturation``. The tokenizer of a text model is copied beside. Raises ``MissingPackageError`` for a missing
-    package or a converter that crashed, ``RejectedError`` for a model that the target cannot express.
+    package or a converter that crashed, ``RejectedError`` for a model that the target cannot express. ``climb``: the
+    quantization ladder chooses the w8a8 file, or a float one in its place.
     """
     target = get(runtime)
     model = checkpoints.load(checkpoint, directory)
@@ -45,14 +51,22 @@ def export(
     beside = copy_tokenizer(checkpoint, directory, out)
     started = time.perf_counter()
     fp32 = target.export(model, deployable, out)
-    made = [_finish(target, [fp32, *beside], "fp32", "as exported", deployable, started)]
+    made = [finished(target, [fp32, *beside], "fp32", "as exported", deployable, started)]
     read = reader(deployable.input_spec, out)
+    ledger = None
     for precision in (p for p in precisions if p != "fp32"):
+        if precision == "w8a8" and climb is not None and isinstance(deployable, Deployable):
+            from distilledge.pipeline.compress.stage import Student, climb_runtime
+
+            student = Student(target, model, deployable, made[0], out)
+            taken, ledger = climb_runtime(student, climb, out)
+            made = [file for file in made if file.precision != taken.precision] + [taken]
+            continue
         started = time.perf_counter()
         arrays = [read(row)[None] for row in calibration.rows] if precision in STATIC else []
         path, recipe = target.compress(fp32, deployable, out, precision=precision, calibration=arrays)
-        made.append(_finish(target, [path, *beside], precision, recipe, deployable, started))
-    return ExportResult(role=role, runtime=runtime, files=tuple(made))
+        made.append(finished(target, [path, *beside], precision, recipe, deployable, started))
+    return ExportResult(role=role, runtime=runtime, files=tuple(made), ledger=ledger)
 
 
 def describe(checkpoint: Checkpoint, target: Target) -> AnyDeployable:
@@ -94,7 +108,7 @@ def companions(path: Path) -> list[Path]:
     return [path, weights] if path.suffix == ".xml" and weights.exists() else [path]
 
 
-def _finish(
+def finished(
     target: Target, files: list[Path], precision: Precision, recipe: str, deployable: AnyDeployable, started: float
 ) -> Exported:
     """``files``: the model, then what lies beside it."""

@@ -34,7 +34,7 @@ P50 = "p50 latency (ms)"
 SIZE = "size (MB)"
 RSS = "peak RSS (MB)"
 
-SHIP_ORDER = ("w8a8", "w8dyn", "fp16", "fp32")
+SHIP_ORDER = ("w8a8", "w8dyn", "w8", "fp16", "fp32")
 """The first of these that a runtime has is the file it ships."""
 FLOAT = ("fp32", "fp16")
 WORST_FIRST: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")
@@ -88,7 +88,7 @@ def overall(verdicts: Verdicts) -> Outcome:
 
 
 def _judge_file(evidence: Evidence, file: Exported) -> Verdict:
-    budget = evidence.recipe.budgets.get(file.runtime) or evidence.recipe.budgets.get("default") or Budget()
+    budget = evidence.recipe.budget_of(file.runtime)
     accuracy, accuracy_alarms = _accuracy_checks(evidence, file, budget)
     device, device_alarms = _device_checks(evidence, file, budget)
     checks, alarms = accuracy + device, accuracy_alarms + device_alarms
@@ -181,7 +181,7 @@ def _drop_check(
     note: str = "",
 ) -> Check:
     drop = evidence.drop(reference, candidate)
-    check = _check(what, drop, limit, note)
+    check = check_of(what, drop, limit, note)
     if check.outcome != "inconclusive" or limit is None:
         return check
     more = stats.samples_needed(drop, limit, len(evidence.labels))
@@ -191,7 +191,7 @@ def _drop_check(
 
 
 def _device_checks(evidence: Evidence, file: Exported, budget: Budget) -> tuple[list[Check], list[str]]:
-    size = _check(SIZE, Estimate(value=file.size_bytes / MB), budget.max_size_mb)
+    size = check_of(SIZE, Estimate(value=file.size_bytes / MB), budget.max_size_mb)
     timing = evidence.timing("student", file.runtime, file.precision)
     if timing is None:
         return [size], ["the file was not measured"]
@@ -200,9 +200,9 @@ def _device_checks(evidence: Evidence, file: Exported, budget: Budget) -> tuple[
     checks = [size]
     rss = peak_rss_mb(timing)
     if rss is not None:
-        checks.append(_check(RSS, Estimate(value=rss), budget.max_peak_rss_mb))
+        checks.append(check_of(RSS, Estimate(value=rss), budget.max_peak_rss_mb))
     if p50 is not None:
-        checks.insert(0, _check(P50, p50, budget.max_latency_ms, note))
+        checks.insert(0, check_of(P50, p50, budget.max_latency_ms, note))
     return checks, _slow_int8(evidence, timing) + _unit_alarms(timing)
 
 
@@ -245,7 +245,7 @@ def latency_ratio(timing: Measurement, other: Measurement, seed: int) -> Estimat
     )
 
 
-def _check(what: str, estimate: Estimate, limit: float | None, note: str = "") -> Check:
+def check_of(what: str, estimate: Estimate, limit: float | None, note: str = "") -> Check:
     low = estimate.value if estimate.low is None else estimate.low
     high = estimate.value if estimate.high is None else estimate.high
     outcome: Literal["holds", "fails", "inconclusive", "no limit"]

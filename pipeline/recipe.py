@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from distilledge.models.base import Value
+from distilledge.pipeline.recipe_compress import Compress
 from distilledge.pipeline.recipe_data import (
     METRICS,
     Columns,
@@ -46,6 +47,7 @@ __all__ = [
     "Augment",
     "Budget",
     "Columns",
+    "Compress",
     "Count",
     "Data",
     "Distill",
@@ -197,6 +199,7 @@ class Recipe(Value):
     teacher: Teacher = Teacher()
     student: Student = Student()
     distill: Distill = Distill()
+    compress: Compress = Compress()
     export: Export = Export()
     verify: Verify = Verify()
     measure: Measure = Measure()
@@ -215,3 +218,7 @@ class Recipe(Value):
     @property
     def is_text(self) -> bool:
         return self.task != "image-classification"
+
+    def budget_of(self, runtime: RuntimeName) -> Budget:
+        """The runtime's own, or the default one."""
+        return self.budgets.get(runtime) or self.budgets.get("default") or Budget()

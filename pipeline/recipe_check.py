@@ -183,6 +183,17 @@ def _units(recipe: Recipe) -> Found:
         )
 
 
+def _compress(recipe: Recipe) -> Found:
+    if not recipe.compress.climb:
+        return
+    if recipe.is_text:
+        yield "compress.climb is for pictures", "set compress.climb: false"
+    if not any("w8a8" in target.precisions for target in recipe.export.targets):
+        yield "compress.climb without a target in w8a8", "add w8a8 to export.targets"
+    if not recipe.compress.rungs:
+        yield "compress.rungs is empty", "name at least one, such as ptq"
+
+
 def _task(recipe: Recipe) -> Found:
     if recipe.metric not in METRICS[recipe.task]:
         yield f"metric {recipe.metric} is not one of {recipe.task}", f"choose from {', '.join(METRICS[recipe.task])}"
@@ -242,4 +253,5 @@ CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _trainings,
     _targets,
     _units,
+    _compress,
 )

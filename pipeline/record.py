@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from distilledge.models.base import Value
+from distilledge.pipeline.compress.ledger import Ledger
 from distilledge.pipeline.recipe import Recipe, TaskName
 from distilledge.targets.base import Exported, Measurement, Predictions
 
@@ -134,6 +135,8 @@ class ExportResult(Value):
     files: tuple[Exported, ...]
     error: str | None = None
     """Set where an optional target failed."""
+    ledger: Ledger | None = None
+    """Of a student whose recipe climbs the quantization ladder."""
 
     def precision(self, name: str) -> Exported | None:
         """The file of a precision, if it was made."""

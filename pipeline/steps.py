@@ -7,6 +7,7 @@ what ``run`` would do.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.recipe import ExportTarget, Recipe, Student, Teacher, Units
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.store import fingerprint
+from distilledge.targets.base import RuntimeName
 from distilledge.targets.saturation import saturates
 
 VERSIONS = {
@@ -81,7 +83,7 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     trained = [teacher, _step("student", "student", inputs | _taught_inputs(recipe, teacher, first))]
     if recipe.distill.control:
         trained.append(_step("control", "control", inputs, role="control"))
-    exports = [e for step in trained for e in _exports(recipe, data, step, saturates=saturates(device_card))]
+    exports = [e for step in trained for e in _exports(recipe, data, step, device_card)]
     verify = _step("verify", "verify", _downstream(recipe, data, exports, "verify"))
     measured = [e for e in exports if e.role != "control"]
     measure = _step("measure", "measure", {**_downstream(recipe, data, measured, "measure"), "device": device_card})
@@ -231,13 +233,13 @@ def training_packages(recipe: Recipe) -> tuple[str, ...]:
     return TEXT_PACKAGES if recipe.is_text else TRAINING_PACKAGES
 
 
-def _exports(recipe: Recipe, data: Step, trained: Step, *, saturates: bool) -> list[Step]:
+def _exports(recipe: Recipe, data: Step, trained: Step, device_card: dict[str, Any]) -> list[Step]:
     targets = recipe.export.targets
     chosen = targets[:1] if trained.name == "control" else targets
-    return [_export(recipe, data, trained, target, saturates=saturates) for target in chosen]
+    return [_export(recipe, data, trained, target, device_card) for target in chosen]
 
 
-def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget, *, saturates: bool) -> Step:
+def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget, device_card: dict[str, Any]) -> Step:
     precisions = {
         "teacher": recipe.export.teacher_precisions,
         "student": tuple(dict.fromkeys(("fp32", *target.precisions))),
@@ -250,10 +252,26 @@ def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget, *, 
         "precisions": list(precisions),
         "packages": package_versions(export_packages(recipe, target.runtime)),
     }
-    if saturates and target.runtime in SATURATING and not {"w8dyn", "w8a8"}.isdisjoint(precisions):
+    if saturates(device_card) and target.runtime in SATURATING and not {"w8dyn", "w8a8"}.isdisjoint(precisions):
         inputs["saturates"] = True  # the int8 files are others on such a CPU
+    if climbs(recipe, trained.name, precisions):
+        inputs["compress"] = _compress_inputs(recipe, target.runtime, device_card)
     name = f"export-{trained.name}-{target.runtime}"
     return _step(name, "export", inputs, role=trained.role, runtime=target.runtime, optional=target.optional)
+
+
+def climbs(recipe: Recipe, trained: str, precisions: Sequence[str]) -> bool:
+    """Whether the quantization ladder chooses a file of this model."""
+    return recipe.compress.climb and trained == "student" and "w8a8" in precisions
+
+
+def _compress_inputs(recipe: Recipe, runtime: RuntimeName, device_card: dict[str, Any]) -> dict[str, Any]:
+    """What decides on a rung: limits, metric, and the device that it is timed on."""
+    measured = recipe.measure.model_dump(mode="json", include={"threads", "warmup"})
+    budget = recipe.budget_of(runtime).model_dump(mode="json", exclude={"max_drop_points"})
+    settings = recipe.compress.model_dump(mode="json", exclude={"climb"})
+    decided = {"metric": recipe.metric, "seed": recipe.seed, "budget": budget, "measure": measured}
+    return {**settings, **decided, "device": device_card}
 
 
 def export_packages(recipe: Recipe, runtime: str) -> tuple[str, ...]:

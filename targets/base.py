@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from distilledge.models.base import Value
+from distilledge.targets.scheme import PLAIN, LayerError, Scheme
 from distilledge.targets.units import Placement
 
-Precision = Literal["fp32", "fp16", "w8dyn", "w8a8"]
-"""``w`` weights, ``a`` activations, then bits; ``dyn``: activation ranges computed at run time; ``w8a8`` is static."""
+Precision = Literal["fp32", "fp16", "w8", "w8dyn", "w8a8"]
+"""``w`` weights, ``a`` activations, then bits; ``dyn``: activation ranges computed at run time; ``w8a8`` is static;
+``w8``: weights only, computed in float."""
 
 RuntimeName = Literal["onnx", "openvino", "tflite"]
 Uint8Array = npt.NDArray[np.uint8]
@@ -102,9 +104,18 @@ class Target(Protocol):
         """
 
     def compress(
-        self, fp32: Path, deployable: AnyDeployable, out: Path, *, precision: Precision, calibration: Sequence[Inputs]
+        self,
+        fp32: Path,
+        deployable: AnyDeployable,
+        out: Path,
+        *,
+        precision: Precision,
+        calibration: Sequence[Inputs],
+        scheme: Scheme = PLAIN,
     ) -> tuple[Path, str]:
         """Make ``precision`` from the fp32 file; return the file and the recipe in words.
+
+        ``scheme``: of ``w8a8`` only.
 
         ``calibration``: uint8 arrays (1, H, W, 3) or int32 (1, L), already preprocessed, not padded; empty unless the
         precision is static.
@@ -124,6 +135,17 @@ class Target(Protocol):
 
     def float_operations(self, path: Path) -> tuple[str, ...]:
         """Operation types a quantised file still computes in float, with counts."""
+
+    def boundaries(self, path: Path) -> int:
+        """Operations of a quantised file, as it runs, that only turn float into int8 or back."""
+
+    def layer_names(self, fp32: Path) -> tuple[str, ...]:
+        """Layers with constant weights, in graph order."""
+
+    def layer_errors(
+        self, fp32: Path, deployable: AnyDeployable, *, calibration: Sequence[Inputs], rows: Inputs
+    ) -> tuple[LayerError, ...]:
+        """The error at the output (``rows``: uint8 (N, H, W, 3)) with one layer only in static int8, worst first."""
 
 
 class Measurement(Value):

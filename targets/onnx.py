@@ -16,13 +16,14 @@ from onnx import TensorProto, helper
 
 from distilledge.targets.base import AnyDeployable, FloatArray, Inputs, Precision, RuntimeName, TextDeployable
 from distilledge.targets.deployed import IMAGE, LOGITS, converting, deployed
-from distilledge.targets.onnx_quantize import dynamic_int8, half_weights, static_int8
+from distilledge.targets.onnx_quantize import dynamic_int8, half_weights, int8_weights, static_int8
+from distilledge.targets.scheme import PLAIN, LayerError, Scheme
 from distilledge.targets.text_program import OPSET, strip_traces, text_program
 
 NAME: RuntimeName = "onnx"
 SUFFIX = ".onnx"
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8dyn", "w8a8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "w8dyn", "w8a8")
 ANY_LENGTH = True
 
 DEQUANTISED = "_DequantizeLinear_Output"
@@ -68,6 +69,7 @@ def compress(
     *,
     precision: Precision,
     calibration: Sequence[Inputs],
+    scheme: Scheme = PLAIN,
 ) -> tuple[Path, str]:
     """See ``Target.compress``."""
     path = out / f"model.{precision}{SUFFIX}"
@@ -81,7 +83,9 @@ def compress(
             case "w8dyn":
                 return path, dynamic_int8(fp32, path, saturates=deployable.saturates)
             case "w8a8":
-                return path, static_int8(fp32, path, calibration, saturates=deployable.saturates)
+                return path, static_int8(fp32, path, calibration, saturates=deployable.saturates, scheme=scheme)
+            case "w8":
+                return path, int8_weights(fp32, path)
 
 
 def embed_metadata(path: Path, metadata: dict[str, str]) -> None:
@@ -137,14 +141,47 @@ def computed(graph: onnx.GraphProto) -> list[str]:
 
 def float_operations(path: Path) -> tuple[str, ...]:
     """What ONNX Runtime computes in float after its own fusions of Q/DQ pairs (``Target.float_operations``)."""
+    nodes = optimised(path).node
+    kept = Counter(n.op_type for n in nodes if n.op_type not in NOT_ARITHMETIC and not is_integer(n.op_type))
+    return tuple(f"{name} x{count}" for name, count in kept.most_common())
+
+
+def optimised(path: Path) -> onnx.GraphProto:
+    """The graph after ONNX Runtime's own fusions, without those that change the layout."""
     with TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath, options.log_severity_level = f"{folder}/optimised.onnx", 3
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        nodes = onnx.load(options.optimized_model_filepath).graph.node
-    kept = Counter(n.op_type for n in nodes if n.op_type not in NOT_ARITHMETIC and not is_integer(n.op_type))
-    return tuple(f"{name} x{count}" for name, count in kept.most_common())
+        return onnx.load(options.optimized_model_filepath).graph
+
+
+def boundaries(path: Path) -> int:
+    """See ``Target.boundaries``."""
+    from distilledge.targets.onnx_layers import conversions
+
+    return conversions(optimised(path))
+
+
+def layer_names(fp32: Path) -> tuple[str, ...]:
+    """See ``Target.layer_names``."""
+    from distilledge.targets import onnx_layers
+
+    return onnx_layers.layer_names(fp32)
+
+
+def layer_errors(
+    fp32: Path,
+    deployable: AnyDeployable,  # noqa: ARG001 (one call for all targets)
+    *,
+    calibration: Sequence[Inputs],
+    rows: Inputs,
+) -> tuple[LayerError, ...]:
+    """See ``Target.layer_errors``."""
+    from distilledge.targets import onnx_layers
+
+    with converting(f"layers of {fp32.name}"):
+        return onnx_layers.layer_errors(fp32, calibration, rows)
 
 
 def is_integer(operation: str) -> bool:

@@ -15,6 +15,7 @@ import torch
 from distilledge.targets.base import AnyDeployable, FloatArray, Inputs, Precision, RuntimeName, TextDeployable
 from distilledge.targets.deployed import IMAGE, LOGITS, converting, deployed
 from distilledge.targets.ondevice.session import openvino_core
+from distilledge.targets.scheme import PLAIN, LayerError, Scheme
 from distilledge.targets.telemetry import switch_off
 
 switch_off()  # openvino and nncf send an event when they are imported
@@ -24,7 +25,7 @@ import openvino as ov  # noqa: E402
 NAME: RuntimeName = "openvino"
 SUFFIX = ".xml"
 PACKAGES = ("torch", "openvino", "nncf")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8dyn", "w8a8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "w8dyn", "w8a8")
 ANY_LENGTH = True
 
 SECTION = "distilledge"
@@ -47,6 +48,9 @@ NOT_ARITHMETIC = {
     ),
     *("Gather", "Broadcast", "ShapeOf", "Pad", "Quantize", "FakeQuantize", "Tile", "Squeeze", "Unsqueeze"),
 }
+
+CONVERSIONS = {"Quantize", "FakeQuantize", "Convert", "Reorder"}
+"""Of a compiled model: layers that turn a tensor into another type."""
 
 
 def export(model: torch.nn.Module, deployable: AnyDeployable, out: Path) -> Path:
@@ -98,6 +102,7 @@ def compress(
     *,
     precision: Precision,
     calibration: Sequence[Inputs],
+    scheme: Scheme = PLAIN,
 ) -> tuple[Path, str]:
     """See ``Target.compress``."""
     path = out / f"model.{precision}{SUFFIX}"
@@ -108,10 +113,10 @@ def compress(
         match precision:
             case "fp16":
                 words = "float16 weights; arithmetic in the precision the device is told to use"
-            case "w8dyn":
+            case "w8" | "w8dyn":
                 model, words = compress_to_int8(model)
             case "w8a8":
-                model, words = quantize(model, calibration, saturates=deployable.saturates)
+                model, words = quantize(model, calibration, saturates=deployable.saturates, scheme=scheme)
         name_stably(model)
         ov.save_model(model, path, compress_to_fp16=precision == "fp16")
     return path, words
@@ -211,3 +216,31 @@ def float_operations(path: Path) -> tuple[str, ...]:
         if kind not in NOT_ARITHMETIC and precision.lower() in {"f32", "bf16", "f16"}:
             kept[kind] += 1
     return tuple(f"{name} x{count}" for name, count in kept.most_common())
+
+
+def boundaries(path: Path) -> int:
+    """See ``Target.boundaries``: also what only changes the layout on the way."""
+    layers = compiled(path).get_runtime_model().get_ordered_ops()
+    return sum(str(node.rt_info["layerType"].value) in CONVERSIONS for node in layers)
+
+
+def layer_names(fp32: Path) -> tuple[str, ...]:
+    """See ``Target.layer_names``."""
+    with converting(f"layers of {fp32.name}"):
+        from distilledge.targets import openvino_layers
+
+        return tuple(str(o.friendly_name) for o in openvino_layers.layers(read_model(fp32)))
+
+
+def layer_errors(
+    fp32: Path,
+    deployable: AnyDeployable,  # noqa: ARG001 (one call for all targets)
+    *,
+    calibration: Sequence[Inputs],
+    rows: Inputs,
+) -> tuple[LayerError, ...]:
+    """See ``Target.layer_errors``."""
+    with converting(f"layers of {fp32.name}"):
+        from distilledge.targets import openvino_layers
+
+        return openvino_layers.layer_errors(read_model(fp32), calibration, rows)

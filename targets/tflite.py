@@ -18,12 +18,13 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from distilledge.targets.base import AnyDeployable, FloatArray, Inputs, Precision, RuntimeName, TextDeployable
 from distilledge.targets.deployed import converting, deployed, deployed_text
 from distilledge.targets.ondevice.session import LENGTH
+from distilledge.targets.scheme import PLAIN, LayerError, Scheme
 from distilledge.targets.tflite_file import Graph, model_bytes, read_graph, subgraph_of
 
 NAME: RuntimeName = "tflite"
 SUFFIX = ".tflite"
 PACKAGES = ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8dyn", "w8a8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "w8dyn", "w8a8")
 ANY_LENGTH = False
 
 METADATA_FOLDER = "distilledge/"
@@ -83,6 +84,7 @@ def compress(
     *,
     precision: Precision,
     calibration: Sequence[Inputs],
+    scheme: Scheme = PLAIN,
 ) -> tuple[Path, str]:
     """See ``Target.compress``."""
     path = out / f"model.{precision}{SUFFIX}"
@@ -93,7 +95,7 @@ def compress(
         from distilledge.targets.tflite_quantize import quantize
 
         pad_id = deployable.pad_id if isinstance(deployable, TextDeployable) else 0
-        return path, quantize(fp32, path, precision, calibration, pad_id=pad_id)
+        return path, quantize(fp32, path, precision, calibration, pad_id=pad_id, scheme=scheme)
 
 
 def embed_metadata(path: Path, metadata: dict[str, str]) -> None:
@@ -179,3 +181,31 @@ def float_operations(path: Path) -> tuple[str, ...]:
         and not any(graph.tensors[t].is_int8 for t in operation.inputs)
     )
     return tuple(f"{name} x{count}" for name, count in kept.most_common())
+
+
+def boundaries(path: Path) -> int:
+    """See ``Target.boundaries``."""
+    from distilledge.targets.tflite_layers import conversions
+
+    return conversions(path)
+
+
+def layer_names(fp32: Path) -> tuple[str, ...]:
+    """See ``Target.layer_names``."""
+    from distilledge.targets import tflite_layers
+
+    return tflite_layers.layer_names(read_graph(fp32))
+
+
+def layer_errors(
+    fp32: Path,
+    deployable: AnyDeployable,  # noqa: ARG001 (one call for all targets)
+    *,
+    calibration: Sequence[Inputs],
+    rows: Inputs,
+) -> tuple[LayerError, ...]:
+    """See ``Target.layer_errors``."""
+    with converting(f"layers of {fp32.name}"):
+        from distilledge.targets import tflite_layers
+
+        return tflite_layers.layer_errors(fp32, calibration, rows)

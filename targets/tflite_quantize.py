@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -17,29 +18,58 @@ from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
 from distilledge.targets.base import Inputs, Precision
 from distilledge.targets.ondevice.session import LENGTH
+from distilledge.targets.scheme import PLAIN, Scheme
 from distilledge.targets.tflite_file import Graph, read_graph
 
+PASSED = {"PAD", "RELU", "RELU6", "MAX_POOL_2D", "RESHAPE", "TRANSPOSE"}
 EVERYTHING = TFLOperationName.ALL_SUPPORTED
 TEXTS = 32
 """Calibration texts for each signature, the longest that fit: the calibrator takes 0.2 s for one (MiniLM)."""
 
 
-def quantize(fp32: Path, path: Path, precision: Precision, samples: Sequence[Inputs], *, pad_id: int = 0) -> str:
+def quantize(
+    fp32: Path,
+    path: Path,
+    precision: Precision,
+    samples: Sequence[Inputs],
+    *,
+    pad_id: int = 0,
+    scheme: Scheme = PLAIN,
+) -> str:
     """Write ``path`` and say how. It must not exist yet: ai-edge-quantizer refuses to overwrite.
 
     Ranges are the smallest and largest value of all pictures. The quantizer's default, a moving average of each
     picture's, depends on their order and cuts the tops off: six times the divergence (KL 0.041 against 0.007, lite0).
     """
-    recipe, words = recipe_of(precision, read_graph(fp32))
+    recipe, words = recipe_of(precision, read_graph(fp32), scheme.islands)
     work = quantizer.Quantizer(str(fp32))
     work.load_quantization_recipe(recipe.get_quantization_recipe())
     if not work.need_calibration:
         work.quantize().export_model(str(path))
         return words
+    work.quantize(narrowed(calibrated(fp32, samples, recipe, pad_id), scheme)).export_model(str(path))
+    return f"{words}, {len(samples)} samples{scheme.words}"
+
+
+def calibrated(fp32: Path, samples: Sequence[Inputs], recipe: RecipeManager, pad_id: int = 0) -> dict[str, Any]:
+    """Tensor -> smallest and largest value of all samples."""
     ranges = Calibrator(str(fp32), num_threads=1, qsv_update_func=min_max_update)
     ranges.calibrate(fed(fp32, samples, pad_id), recipe)
-    work.quantize(ranges.get_model_qsvs()).export_model(str(path))
-    return f"{words}, {len(samples)} samples"
+    found: dict[str, Any] = ranges.get_model_qsvs()
+    return found
+
+
+def narrowed(found: dict[str, Any], scheme: Scheme) -> dict[str, Any]:
+    """The scheme's ranges instead of the calibrated ones, of activations: weights are calibrated per channel."""
+    given = {name: ends for name, ends in scheme.ranges.items() if name in found and found[name]["min"].size == 1}
+    return found | {
+        name: {
+            **found[name],
+            "min": np.full_like(found[name]["min"], low),
+            "max": np.full_like(found[name]["max"], high),
+        }
+        for name, (low, high) in given.items()
+    }
 
 
 def fed(path: Path, samples: Sequence[Inputs], pad_id: int) -> dict[str, list[dict[str, Inputs]]]:
@@ -62,7 +92,7 @@ def of_length(samples: Sequence[Inputs], length: int, pad_id: int) -> list[Input
     return [np.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=pad_id) for ids in cut]
 
 
-def recipe_of(precision: Precision, graph: Graph) -> tuple[RecipeManager, str]:
+def recipe_of(precision: Precision, graph: Graph, islands: Sequence[str] = ()) -> tuple[RecipeManager, str]:
     """The quantizer's rules (the last that matches wins) and their words.
 
     Dynamic int8 keeps one scale for each fully-connected layer: tflite-runtime 2.14 reads one scale per channel as
@@ -78,6 +108,9 @@ def recipe_of(precision: Precision, graph: Graph) -> tuple[RecipeManager, str]:
     if precision == "fp16":
         recipe.add_weight_only_config(".*", EVERYTHING, num_bits=16, algorithm_key=AlgorithmName.FLOAT_CASTING)
         return recipe, "float16 weights, float32 arithmetic"
+    if precision == "w8":
+        recipe.add_weight_only_config(".*", EVERYTHING, num_bits=8)
+        return recipe, "weight_only_wi8_afp32, per channel"
     if precision == "w8dyn":
         recipe.add_dynamic_config(".*", EVERYTHING, num_bits=8)
         if text:
@@ -92,9 +125,18 @@ def recipe_of(precision: Precision, graph: Graph) -> tuple[RecipeManager, str]:
         recipe.add_dynamic_config(".*", TFLOperationName.EMBEDDING_LOOKUP, num_bits=8)
     for name in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
         recipe.add_quantization_config(".*", name, algorithm_key=AlgorithmName.NO_QUANTIZE)
-    for tensor in normalisation(graph):
+    for tensor in (*normalisation(graph), *widened(graph, islands)):
         recipe.add_quantization_config(f"^{re.escape(tensor)};?$", EVERYTHING, algorithm_key=AlgorithmName.NO_QUANTIZE)
     return recipe, "static_wi8_ai8, per channel, MinMax" + (", FULLY_CONNECTED and CONV_2D only" if attention else "")
+
+
+def widened(graph: Graph, islands: Sequence[str]) -> list[str]:
+    """Results of float layers, and of what only passes them on: else they would be rounded on the way."""
+    own = {index for index, tensor in enumerate(graph.tensors) if tensor.name in islands}
+    for operation in graph.operations:
+        if operation.name in PASSED and operation.inputs[0] in own:
+            own.update(operation.outputs)
+    return [graph.tensors[index].name for index in sorted(own)]
 
 
 def normalisation(graph: Graph) -> Iterator[str]:

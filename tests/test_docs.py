@@ -61,6 +61,16 @@ def test_edge_models_are_those_recorded(root: Path, monkeypatch: pytest.MonkeyPa
     assert page.count(".tflite | ") >= 12
 
 
+def test_int8_results_are_those_recorded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/int8.md holds the table of benchmarks/results/int8.json, whose bars are those of its rows."""
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    int8 = importlib.import_module("int8")
+    page, results = (root / "docs" / "int8.md").read_text(encoding="utf-8"), int8.recorded(root / "benchmarks/results")
+    assert page == int8.filled(page, results)
+    assert results["bars"] == int8.bars(results["rows"])
+    assert page.count("ladder (") >= 3
+
+
 def test_every_error_code_is_listed(root: Path, generate: ModuleType) -> None:
     page = (root / "docs" / "errors.md").read_text(encoding="utf-8")
     codes = generate.literal_codes()

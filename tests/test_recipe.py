@@ -46,7 +46,7 @@ def test_b21_a_key_in_the_wrong_section_is_told_where_it_belongs(tmp_path: Path)
     error = refused(tmp_path, "name: a\nepochs: 4\n")
     assert "recipe.yaml:2:1" in error.what
     assert error.hint == "it belongs to `teacher.training` or `student.training`"
-    assert refused(tmp_path, "name: a\nxyzzy: 4\n").hint.startswith("choose from budgets, data, distill")
+    assert refused(tmp_path, "name: a\nxyzzy: 4\n").hint.startswith("choose from budgets, compress, data")
 
 
 def test_b21_keys_of_budgets_and_list_items_are_checked_too(tmp_path: Path) -> None:

@@ -14,16 +14,20 @@ from pathlib import Path
 import pytest
 from made_run import CLASSES, MadeRun
 
+from distilledge.pipeline.compress.ledger import CalibrationAudit, Ledger, Tried
 from distilledge.pipeline.recipe import Budget, Recipe
 from distilledge.pipeline.record import ExportResult
 from distilledge.pipeline.report import figures, svg
 from distilledge.pipeline.report.content import collect
 from distilledge.pipeline.report.html import page
+from distilledge.pipeline.report.ladder import short
 from distilledge.pipeline.report.markdown import markdown
 from distilledge.pipeline.report.markup import Markup, el
 from distilledge.pipeline.report.table import columns, csv_text, rows, terminal
 from distilledge.pipeline.report.vocabulary import ReportContent
 from distilledge.pipeline.report.write import write
+from distilledge.pipeline.stats import Estimate
+from distilledge.targets.scheme import LayerError
 
 EVIL = "<img src=x onerror=alert(1)>"
 EVIL_CLASSES = (EVIL, "</style><script>alert(2)</script>", "a\"b' | `c` [x](http://evil.example)", "pit", "ok", "dent")
@@ -269,3 +273,61 @@ def test_the_front_holds_no_file_that_another_beats(content):
     assert metrics == sorted(metrics)
     assert [p50 for p50, _ in corners] == sorted(p50 for p50, _ in corners)
     assert len(CLASSES) == 6
+
+
+def climbed(content: ReportContent, name: str = "conv") -> ReportContent:
+    """With the ledger of one runtime: plain int8 refused, bias correction shipped."""
+    refused = Tried(
+        rung="ptq",
+        recipe="plain",
+        precision="w8a8",
+        outcome="fails",
+        reason="p50 over the fp32 file's 1.4, limit 1 (7 conversions between int8 and float)",
+        drop=Estimate(value=4.2, low=1.0, high=8.0),
+        agreement=0.887,
+        answers=6,
+        size_mb=0.31,
+        p50_ratio=Estimate(value=1.4, low=1.3, high=1.5),
+        conversions=7,
+        seconds=2.0,
+    )
+    shipped = refused.model_copy(update={"rung": "bias", "outcome": "holds", "gained": 0.05, "reason": "every budget"})
+    audit = CalibrationAudit(
+        pictures=12,
+        per_class=dict.fromkeys(CLASSES, 2),
+        missing=(),
+        manifest_sha256="ab" * 32,
+        instability=0.0,
+        unstable_tensor=name,
+        worst=1.0,
+    )
+    ledger = Ledger(
+        tried=(refused, shipped),
+        taken=1,
+        outcome="holds",
+        pictures=239,
+        limit=0.5,
+        audit=audit,
+        layers=(LayerError(name=name, kind="Conv", place=0, sqnr_db=24.7, kl=0.0038),),
+    )
+    return content.model_copy(update={"ledgers": (("onnx", ledger),)})
+
+
+def test_the_ladder_is_told_rung_by_rung(content, tmp_path: Path):
+    assert "quantization ladder" not in page(content) + markdown(content)
+    found = climbed(content)
+    for words in (
+        "shipped: holds",
+        "refused: fails",
+        "7 conversions",
+        "239 validation pictures",
+        "abababababab",
+        "2.00-fold",
+    ):
+        assert words in Elements(page(found)).text(), words
+        assert words in markdown(found).replace("\\", ""), words
+    assert "24.7" in Elements(page(found)).text()
+    assert "<img src=x" not in page(climbed(content, "<img src=x>"))
+    assert short("a/b/torch.nn.modules.conv.Conv2d_first;a/b/Outlier_model/torch.nn.modules.conv.Conv2d_last;1") == (
+        "Outlier_model/conv.Conv2d_last"
+    )

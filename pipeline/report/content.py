@@ -94,6 +94,7 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         teacher_worth=answers.teacher_worth(evidence),
         parities=stages.parities.items,
         tokenizers=_tokenizers(run, stages) if run.recipe.is_text else (),
+        ledgers=tuple((e.runtime, e.ledger) for e in stages.exports if e.ledger is not None),
         left_out=_left_out(run, stages),
         **_compared(run, stages, evidence, pair, gallery),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 
-from distilledge.pipeline.report import background, lengths, placement, sections, shown
+from distilledge.pipeline.report import background, ladder, lengths, placement, sections, shown
 from distilledge.pipeline.report.markup import Markup, el, join
 from distilledge.pipeline.report.style import STYLE
 from distilledge.pipeline.report.vocabulary import ReportContent
@@ -45,6 +45,7 @@ def _body(content: ReportContent) -> list[Markup]:
         sections.teacher_worth(content),
         sections.precisions(content),
         placement.section_of_placement(content),
+        ladder.section_of_ladder(content),
         sections.answers(content),
         shown.gallery(content),
         background.parity(content),

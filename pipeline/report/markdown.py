@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distilledge.pipeline.report import lengths, placement
+from distilledge.pipeline.report import ladder, lengths, placement
 from distilledge.pipeline.report.background import counts, cuts
 from distilledge.pipeline.report.table import NONE, columns, judged_length, number, rows, summary
 from distilledge.pipeline.report.vocabulary import ReportContent
@@ -27,6 +27,7 @@ def markdown(content: ReportContent) -> str:
         *_lengths(content),
         *_precisions(content),
         *_placement(content),
+        *_ladder(content),
         *_parity(content),
         *_data(content),
         "## Reproduce",
@@ -100,6 +101,13 @@ def _precisions(content: ReportContent) -> list[str]:
 def _placement(content: ReportContent) -> list[str]:
     titles, lines = placement.cells(content)
     return ["## Where it runs", "", _grid(titles, lines)] if lines else []
+
+
+def _ladder(content: ReportContent) -> list[str]:
+    if not content.ledgers:
+        return []
+    audits = [plain(line) + "  " for line in ladder.audits(content)]
+    return ["## The quantization ladder", "", _grid(ladder.TRIED, ladder.tried(content)), *audits, ""]
 
 
 def _parity(content: ReportContent) -> list[str]:

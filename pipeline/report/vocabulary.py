@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distilledge.models.base import Value
+from distilledge.pipeline.compress.ledger import Ledger
 from distilledge.pipeline.gate import Outcome
 from distilledge.pipeline.recipe import MetricName, Recipe
 from distilledge.pipeline.record import Checkpoint, Parity, Verdict
@@ -255,5 +256,7 @@ class ReportContent(Value):
     parities: tuple[Parity, ...]
     tokenizers: tuple[Tokenizer, ...] = ()
     """Of texts: the teacher's and the student's."""
+    ledgers: tuple[tuple[str, Ledger], ...] = ()
+    """(Runtime, its quantization ladder), where the recipe climbs it."""
     left_out: tuple[str, ...]
     """Targets of the recipe that could not be exported."""

@@ -1,0 +1,171 @@
+"""Judging one candidate of the ladder on the validation split, beside the fp32 file, on the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distilledge.pipeline import gate, stats_counts
+from distilledge.pipeline.compress.climb import outcome_of
+from distilledge.pipeline.compress.ladder import Attempt
+from distilledge.pipeline.compress.ledger import Tried
+from distilledge.pipeline.outcomes import classified
+from distilledge.pipeline.recipe import Budget, Recipe
+from distilledge.pipeline.record import Check, Sample
+from distilledge.pipeline.stats import Estimate, samples_needed
+from distilledge.targets import get
+from distilledge.targets.base import Exported, FloatArray, Measurement
+from distilledge.targets.devices.base import Device
+from distilledge.targets.measure import Candidate, measure, score
+from distilledge.targets.samples import Samples
+
+QUICK_SAMPLES, LAUNCHES = 256, 2
+SAME_SPEED = 1.1
+"""What a float fallback may take of the fp32 file's time: it is taken for its size."""
+SLOWDOWN = "p50 over the fp32 file's"
+
+
+class Ground(NamedTuple):
+    """What candidates are judged on and by."""
+
+    recipe: Recipe
+    budget: Budget
+    device: Device
+    samples: Sequence[Sample]
+    """Of the validation split, in the order of ``inputs``."""
+    inputs: Samples
+
+
+class Judge:
+    """Holds the fp32 file's answers, so that each candidate is compared with the same ones."""
+
+    def __init__(self, ground: Ground, fp32: Exported, directory: Path) -> None:
+        self.ground = ground
+        self.fp32 = Candidate(name="fp32", role="student", directory=str(directory), exported=fp32)
+        self.labels = np.asarray([s.label for s in ground.samples], np.int64)
+        self.reference = self.answers(self.fp32)
+
+    def answers(self, candidate: Candidate) -> FloatArray:
+        """Logits (N, classes) over the validation split, made on the device."""
+        out = Path(candidate.directory)
+        found = score(candidate, self.ground.device, inputs=self.ground.inputs, out=out)
+        return np.asarray(np.load(out / found.logits), np.float32)
+
+    def __call__(self, attempt: Attempt, exported: Exported, directory: Path, started: float) -> Tried:
+        name = f"{attempt.rung} {exported.precision}"
+        candidate = Candidate(name=name, role="student", directory=str(directory), exported=exported)
+        logits = self.answers(candidate)
+        drop, answers = self.drop(logits), len(np.unique(logits.argmax(1)))
+        budget, target = self.ground.budget, get(exported.runtime)
+        checks = [
+            gate.check_of(gate.DROP_FP32, drop, budget.max_drop_points_fp32),
+            gate.check_of(gate.SIZE, Estimate(value=exported.size_bytes / gate.MB), budget.max_size_mb),
+        ]
+        sound = bool(np.isfinite(logits).all()) and (answers > 1 or len(np.unique(self.labels)) < 2)
+        timed: dict[str, Any] = {}
+        if sound and outcome_of(checks) != "fails":
+            timed, more = self.timed(candidate)
+            checks += more
+        conversions = target.boundaries(directory / exported.files[0])
+        outcome = outcome_of(checks) if sound else "fails"
+        return Tried(
+            rung=attempt.rung,
+            recipe=exported.recipe,
+            precision=exported.precision,
+            outcome=outcome,
+            reason=self.reason(checks, conversions, exported.float_operations, sound=sound),
+            drop=drop,
+            agreement=float((logits.argmax(1) == self.reference.argmax(1)).mean()),
+            answers=answers,
+            size_mb=exported.size_bytes / gate.MB,
+            conversions=conversions,
+            float_operations=exported.float_operations,
+            islands=attempt.scheme.islands,
+            seconds=time.perf_counter() - started,
+            **timed,
+        )
+
+    def drop(self, logits: FloatArray) -> Estimate:
+        """Points below the fp32 file, paired, on the labelled pictures."""
+        rows = np.flatnonzero(self.labels >= 0)
+        metric, classes = self.ground.recipe.metric, self.fp32.exported.classes
+        labels = self.labels[rows]
+        reference, candidate = (classified(metric, x[rows], labels, classes).counts for x in (self.reference, logits))
+        groups = [self.ground.samples[int(i)].group for i in rows]
+        named = groups if any(groups) else None
+        seed = self.ground.recipe.seed
+        return stats_counts.drop(reference, candidate, labels, metric=metric, groups=named, seed=seed)
+
+    def timed(self, candidate: Candidate) -> tuple[dict[str, Any], list[Check]]:
+        """Quickly, interleaved with the fp32 file; a first look, the measure stage has the reportable figures.
+
+        What seems slower than float is timed again, and all launches count: other load comes and goes.
+        """
+        seed, budget = self.ground.recipe.seed, self.ground.budget
+        before, found = self.launches(candidate)
+        ratio = gate.latency_ratio(found, before, seed)
+        if ratio is not None and self.slowdown(found, ratio):
+            again = zip((before, found), self.launches(candidate), strict=True)
+            before, found = (m.model_copy(update={"launches": m.launches + more.launches}) for m, more in again)
+            ratio = gate.latency_ratio(found, before, seed)
+        p50 = gate.latency_ms(found, 50, seed)
+        rss = max(launch.peak_rss_bytes for launch in found.launches) / gate.MB
+        assert p50 is not None
+        assert ratio is not None
+        checks = [
+            gate.check_of(gate.P50, p50, budget.max_latency_ms),
+            gate.check_of(gate.RSS, Estimate(value=rss), budget.max_peak_rss_mb),
+            *self.slowdown(found, ratio),
+        ]
+        return {"p50_ms": p50.value, "p50_ratio": ratio, "peak_rss_mb": rss}, checks
+
+    def launches(self, candidate: Candidate) -> tuple[Measurement, ...]:
+        """Of the fp32 file and the candidate."""
+        settings = self.ground.recipe.measure
+        return measure(
+            [self.fp32, candidate],
+            self.ground.device,
+            threads=settings.threads[0],
+            samples=QUICK_SAMPLES,
+            min_seconds=0.0,
+            launches=LAUNCHES,
+            warmup=settings.warmup,
+            end_to_end=0,
+            quick=True,
+            inputs=self.ground.inputs,
+        )
+
+    def slowdown(self, found: Measurement, ratio: Estimate) -> list[Check]:
+        """A check that fails where the whole interval lies beyond the limit; else nothing is held against the file."""
+        static = found.precision == "w8a8"
+        limit = self.ground.recipe.compress.max_slowdown if static else SAME_SPEED
+        check = gate.check_of(SLOWDOWN, ratio, limit)
+        return [check] if check.outcome == "fails" else []
+
+    def reason(self, checks: Sequence[Check], conversions: int, operations: Sequence[str], *, sound: bool) -> str:
+        """Each limit that is not certainly kept, in words."""
+        if not sound:
+            return "collapsed: one answer to every picture, or no number"
+        words = []
+        for check in checks:
+            if check.limit is None or check.outcome == "holds":
+                continue
+            beyond = check.value > check.limit
+            words.append(f"{check.what} {check.value:.3g}, limit {check.limit:.3g}")
+            if check.what == SLOWDOWN:
+                floats = ", ".join(operations) or "none"
+                words[-1] += f" ({conversions} conversions between int8 and float; float operations: {floats})"
+            elif not beyond and check.high is not None:
+                more = samples_needed(
+                    Estimate(value=check.value, low=check.low, high=check.high), check.limit, self.many
+                )
+                words[-1] += f", interval up to {check.high:.3g}" + (f": needs {more:,} more pictures" if more else "")
+        return "; ".join(words) or "every budget holds"
+
+    @property
+    def many(self) -> int:
+        return int((self.labels >= 0).sum())

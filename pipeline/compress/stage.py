@@ -1,0 +1,102 @@
+"""Climbing the ladder for one runtime, as part of the export stage: the shipped file and the ledger."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from torch import nn
+
+from distilledge.pipeline.compress.calibration import audit, check_own
+from distilledge.pipeline.compress.climb import choose, climb
+from distilledge.pipeline.compress.judge import Ground, Judge
+from distilledge.pipeline.compress.ladder import RUNGS, Attempt, Bench, spread
+from distilledge.pipeline.compress.ledger import Ledger, Tried
+from distilledge.pipeline.export import finished
+from distilledge.pipeline.recipe_compress import RungName
+from distilledge.pipeline.record import Sample
+from distilledge.targets.base import Deployable, Exported, Inputs, Target
+from distilledge.targets.samples import Samples, reader
+
+
+class Climb(NamedTuple):
+    """What the ladder needs beside the student."""
+
+    ground: Ground
+    calibration: Sequence[Sample]
+    inputs: Samples
+    """The same pictures."""
+    held_out: Sequence[Sample]
+    """Validation and test: none of them may be calibrated on."""
+
+
+class Student(NamedTuple):
+    """The student in one runtime."""
+
+    target: Target
+    model: nn.Module
+    deployable: Deployable
+    fp32: Exported
+    directory: Path
+    """Where its fp32 file lies."""
+
+
+def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, Ledger]:
+    """Climb until the budget holds on the validation split; the taken file is moved into ``out``.
+
+    Raises ``RejectedError`` where the calibration pictures are not the training split's own.
+    """
+    settings = given.ground.recipe.compress
+    many = settings.samples or len(given.calibration)
+    chosen = spread(given.calibration, many)
+    check_own(chosen, given.held_out)
+    with TemporaryDirectory(prefix="distilledge-ladder-") as folder:
+        work = Path(folder)
+        bench = _bench(student, spread(given.inputs.rows, many), work)
+        judge = Judge(given.ground, student.fp32, bench.fp32.parent)
+        made: list[tuple[Exported, Path]] = []
+
+        def judged(attempt: Attempt) -> Tried:
+            started = time.perf_counter()
+            directory = work / f"candidate-{len(made)}"
+            directory.mkdir()
+            path, words = bench.make(attempt, directory)
+            exported = finished(student.target, [path], attempt.precision, words, student.deployable, started)
+            made.append((exported, directory))
+            return judge(attempt, exported, directory, started)
+
+        tried = climb(_attempts(bench, settings.rungs), judged, min_agreement=settings.min_agreement)
+        taken = choose(tried)
+        exported, directory = made[taken]
+        for name in exported.files:
+            shutil.move(directory / name, out / name)
+        ledger = Ledger(
+            tried=tried,
+            taken=taken,
+            outcome=tried[taken].outcome,
+            pictures=judge.many,
+            limit=given.ground.budget.max_drop_points_fp32,
+            audit=audit(chosen, student.deployable.classes, bench.seen),
+            layers=bench.layers,
+        )
+    return exported, ledger
+
+
+def _bench(student: Student, rows: Sequence[str], work: Path) -> Bench:
+    """Works on copies: what the rungs make lies beside them."""
+    own = work / "fp32"
+    own.mkdir()
+    for name in student.fp32.files:
+        shutil.copyfile(student.directory / name, own / name)
+    read = reader(student.deployable.input_spec, own)
+    arrays: list[Inputs] = [read(row)[None] for row in rows]
+    return Bench(student.target, student.model, own / student.fp32.files[0], student.deployable, arrays)
+
+
+def _attempts(bench: Bench, rungs: Sequence[RungName]) -> Iterator[Attempt]:
+    for name in rungs:
+        yield from RUNGS[name](bench)
