@@ -67,7 +67,8 @@ class Checkpoint(Value):
     """``InputSpec.to_dict()`` with the mean and std in use, or of a text model ``TextSpec.to_dict()``: then
     ``tokenizer.json`` lies beside the weights."""
     architecture: dict[str, Any] = {}
-    """Of a text model: what ``models.text.create`` builds the same network from (no weights)."""
+    """Of a text model: what ``models.text.create`` builds the same network from (no weights). ``knn``: the shapes of a
+    head of nearest neighbours."""
     task: TaskName = "image-classification"
     weights_sha256: str
     parameters: int

@@ -15,6 +15,7 @@ from distilledge.models.errors import RejectedError
 from distilledge.pipeline.data.content import content_hash, unlabelled_hash
 from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.recipe import ExportTarget, Recipe, Student, Teacher
+from distilledge.pipeline.recipe_strategy import is_default
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.store import fingerprint
 from distilledge.targets.saturation import saturates
@@ -132,13 +133,29 @@ def _model_inputs(recipe: Recipe, model: Teacher | Student) -> dict[str, Any]:
     """Without the language model before it, which is a step of its own."""
     other = {"input"} if recipe.is_text else {"text"}
     inputs = {
-        **model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *other}),
+        **model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *TRANSFER, *other}),
+        **strategy_inputs(model),
         "weights": _weights_hash(model.weights),
     }
     tokenizer = model.text.tokenizer
     if recipe.is_text:
         inputs["tokenizer"] = tokenizer if tokenizer in ("model", "teacher", "train") else _weights_hash(tokenizer)
     return inputs
+
+
+TRANSFER = {"strategy", "check_transfer", "require_positive_transfer"}
+"""Fields of a teacher that change nothing where they are not used."""
+
+
+def strategy_inputs(model: Teacher | Student) -> dict[str, Any]:
+    """The teacher's strategy with the content of the pictures it names; nothing where it is the default."""
+    if isinstance(model, Student) or is_default(model.strategy):
+        return {}
+    fields = model.strategy.model_dump(mode="json")
+    source = fields["arguments"].get("source")
+    if source:
+        fields["arguments"]["source"] = unlabelled_hash(source)
+    return {"strategy": fields}
 
 
 def _teacher_pretraining(recipe: Recipe, data: Step) -> Step | None:

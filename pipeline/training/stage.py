@@ -15,6 +15,7 @@ from distilledge.models.vision_training import Profile
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.recipe import Pretraining, Recipe, Student, Teacher, Training
 from distilledge.pipeline.record import Checkpoint, Role, Sample, Splits, read_samples
+from distilledge.pipeline.steps import TRANSFER, strategy_inputs
 from distilledge.pipeline.training.environment import resolve_precision
 from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.feed import Feed
@@ -83,12 +84,12 @@ def run_stage(stage: Stage, objective: Objective, feed: Feed, made: Made) -> Che
         metric="accuracy" if stage.pretraining else stage.recipe.metric,
         identity=_identity(stage, made),
     )
-    return _write(stage, made, train(objective, feed, plan, partial=stage.partial, report=stage.report))
+    return write(stage, made, train(objective, feed, plan, partial=stage.partial, report=stage.report))
 
 
 def _identity(stage: Stage, made: Made) -> str:
     parts = {
-        "part": stage.part.model_dump(mode="json"),
+        "part": stage.part.model_dump(mode="json", exclude=TRANSFER) | strategy_inputs(stage.part),
         "seed": stage.recipe.seed,
         "data": stage.splits.data_hash,
         "distill": stage.recipe.distill.model_dump(mode="json") if stage.role == "student" else None,
@@ -97,7 +98,8 @@ def _identity(stage: Stage, made: Made) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _write(stage: Stage, made: Made, trained: Trained) -> Checkpoint:
+def write(stage: Stage, made: Made, trained: Trained) -> Checkpoint:
+    """Of a trained model: its files, and what is recorded of it."""
     digest = checkpoints.save_weights(made.finished(trained.state), stage.out)
     (stage.out / "curves.jsonl").write_text(curves(trained.rows), encoding="utf-8")
     size = made.profile()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distilledge.models.errors import UsageError
 from distilledge.models.losses_total import DistillationLoss
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import Checkpoint, Splits
 from distilledge.pipeline.training import many
 from distilledge.pipeline.training.events import Report
-from distilledge.pipeline.training.objective import Objective
 from distilledge.pipeline.training.picture_stage import class_weights, describe, input_spec, make_feed, new_model
-from distilledge.pipeline.training.stage import Stage, Taught, run_stage
+from distilledge.pipeline.training.stage import Stage, Taught
+from distilledge.pipeline.training.strategies import Subject, teach
 from distilledge.pipeline.training.views import ToInput
 
 
@@ -27,7 +28,9 @@ def finetune(
 ) -> Checkpoint:
     """Train the recipe's teacher; see ``loop.train`` for what is raised. ``pretrained``: its language model (text)."""
     processes = many.process_count(recipe.teacher.training)
-    if processes > 1:
+    if processes > 1 and recipe.teacher.strategy.name == "progressive":
+        raise UsageError("E2471", "strategy progressive trains in one process", "export CUDA_VISIBLE_DEVICES=0")
+    if processes > 1 and recipe.teacher.strategy.name != "feature-extraction":
         job = many.Job(
             stage="teacher",
             recipe=recipe,
@@ -51,6 +54,5 @@ def _on_pictures(stage: Stage) -> Checkpoint:
     loss = DistillationLoss(label_smoothing=stage.settings.label_smoothing, class_weights=class_weights(stage, samples))
     model, spec = new_model(stage), input_spec(stage)
     feed = make_feed(stage, samples, spec.height)
-    return run_stage(
-        stage, Objective(model, ToInput(spec), loss), feed, describe(stage, model, spec.height, len(samples))
-    )
+    made = describe(stage, model, spec.height, len(samples))
+    return teach(Subject(stage, model, ToInput(spec), feed), loss, made)
