@@ -63,6 +63,6 @@ def diagonal_fisher(
             drawn = int(torch.multinomial(logs.detach().exp().cpu(), 1, generator=random))
             gradients = torch.autograd.grad(logs[drawn], list(parameters.values()))
             for total, gradient in zip(sums.values(), gradients, strict=True):
-                total += gradient.square()
+                total.add_(gradient.square())
             count += 1
     return {name: (total / max(1, count)).detach() for name, total in sums.items()}

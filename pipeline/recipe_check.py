@@ -200,7 +200,6 @@ def _texts(recipe: Recipe) -> Found:
 
 
 def _strategy(recipe: Recipe) -> Found:
-    """The teacher's, and its check of what the pretrained weights were worth."""
     teacher = recipe.teacher
     chosen = teacher.strategy
     try:
@@ -211,28 +210,35 @@ def _strategy(recipe: Recipe) -> Found:
     random = teacher.weights == "none" and teacher.pretraining is None
     if random and chosen.name not in ("fine-tune", "discriminative"):
         yield f"strategy {chosen.name} starts from random weights", "set teacher.weights"
-    if teacher.check_transfer and random:
-        yield "check_transfer compares with random weights, which the teacher has", "set teacher.weights"
-    if teacher.require_positive_transfer and not teacher.check_transfer:
-        yield "require_positive_transfer needs the comparison", "set teacher.check_transfer: true"
-    if teacher.check_transfer and recipe.task not in ("image-classification", "text-classification"):
-        yield f"check_transfer is of tasks with one label, not of {recipe.task}", "leave it out"
-    if not is_default(chosen):
-        if teacher.training.freeze_backbone:
-            yield "training.freeze_backbone and a strategy both say what is trained", "use feature-extraction"
-        if teacher.text.lora is not None:
-            yield "text.lora and a strategy both say what is trained", "use strategy: lora"
+    if not is_default(chosen) and teacher.training.freeze_backbone:
+        yield "training.freeze_backbone and a strategy both say what is trained", "use feature-extraction"
+    if not is_default(chosen) and teacher.text.lora is not None:
+        yield "text.lora and a strategy both say what is trained", "use strategy: lora"
     if chosen.name == "discriminative" and teacher.training.layer_decay != 1:
         yield "training.layer_decay and strategy discriminative both set it", "leave layer_decay out"
     if chosen.name == "ewc" and recipe.is_text:
         yield "strategy ewc is of pictures", "use l2-sp, or lora"
-    if chosen.name == "feature-extraction" and recipe.task in ("token-classification", "question-answering"):
+    if isinstance(made, FeatureExtraction):
+        yield from _features(recipe, made)
+
+
+def _features(recipe: Recipe, made: FeatureExtraction) -> Found:
+    if recipe.task in ("token-classification", "question-answering"):
         yield f"strategy feature-extraction is of whole texts, not of {recipe.task}", "use fine-tune or lora"
-    if isinstance(made, FeatureExtraction) and made.head == "knn":
-        if recipe.student.model == "teacher":
-            yield "a student made from the teacher cannot keep its head of neighbours", "use head: linear"
-        if recipe.task == "multi-label-classification":
-            yield "head knn gives one label", "use head: linear"
+    if made.head == "knn" and recipe.student.model == "teacher":
+        yield "a student made from the teacher cannot keep its head of neighbours", "use head: linear"
+    if made.head == "knn" and recipe.task == "multi-label-classification":
+        yield "head knn gives one label", "use head: linear"
+
+
+def _check_of_transfer(recipe: Recipe) -> Found:
+    teacher = recipe.teacher
+    if teacher.check_transfer and teacher.weights == "none" and teacher.pretraining is None:
+        yield "check_transfer compares with random weights, which the teacher has", "set teacher.weights"
+    if teacher.check_transfer and recipe.task not in ("image-classification", "text-classification"):
+        yield f"check_transfer is of tasks with one label, not of {recipe.task}", "leave it out"
+    if teacher.require_positive_transfer and not teacher.check_transfer:
+        yield "require_positive_transfer needs the comparison", "set teacher.check_transfer: true"
 
 
 def _losses_of_task(recipe: Recipe) -> Found:
@@ -256,5 +262,6 @@ CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _inputs,
     _trainings,
     _strategy,
+    _check_of_transfer,
     _targets,
 )

@@ -1,0 +1,227 @@
+"""Accuracy by strategy and number of pictures on x-sdd, with intervals over seeds; what the feature cache saves.
+
+    python benchmarks/transfer.py             about a quarter of an hour on one core
+    python benchmarks/transfer.py --quick     one seed, two sizes, a few epochs: labelled so
+
+The teacher is MobileNetV1 x 0.25 at 96 pixels with its ImageNet weights, small enough to be trained some hundred times.
+The test split is always the same; a seed draws the training pictures and the new weights. Needs DISTILLEDGE_SHARED.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import common
+import numpy as np
+
+T_95 = {1: float("nan"), 2: 12.706, 3: 4.303}
+"""Student's t at 97.5 % for the mean of so many seeds."""
+SIZES: tuple[int | None, ...] = (5, 20, 100, None)
+"""Training pictures of each class at most; None: all."""
+EPOCHS = {5: 30, 20: 15, 100: 5, None: 4}
+HEAD = {"strategy": "feature-extraction", "lr": 1e-2, "epochs": 60, "batch_size": 64}
+SEEDS = (0, 1, 2)
+TIMES_FASTER = 20.0
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "from scratch": {"weights": "none", "lr": 3e-3},
+    "knn": {"strategy": {"name": "feature-extraction", "arguments": {"head": "knn", "k": 5}}},
+    "linear probe": HEAD,
+    "fine-tune": {"lr": 1e-3},
+    "top 2 layers": {"strategy": {"name": "fine-tune", "arguments": {"layers": 2}}, "lr": 1e-3},
+    "discriminative": {"strategy": "discriminative", "lr": 1e-3},
+    "progressive": {"strategy": "progressive", "lr": 1e-3},
+    "l2-sp": {"strategy": "l2-sp", "lr": 1e-3},
+}
+
+
+class Data(NamedTuple):
+    splits: Any
+    directory: Path
+    samples: list[Any]
+
+
+def recipe_of(options: dict[str, Any], epochs: int, seed: int) -> Any:
+    from distilledge.pipeline.recipe import Recipe
+
+    shared = os.environ["DISTILLEDGE_SHARED"]
+    weights = f"{shared}/weights/mobilenetv1_025_tfqat/model.safetensors"
+    return Recipe.model_validate(
+        {
+            "name": "transfer",
+            "seed": seed,
+            "data": {"path": f"{shared}/data/x-sdd", "columns": {"path": "file"}, "workers": 0},
+            "teacher": {
+                "model": "mobilenetv1_025",
+                "weights": options.get("weights", weights),
+                "input": {"size": 96},
+                "strategy": options.get("strategy", "fine-tune"),
+                "training": {
+                    "epochs": options.get("epochs", epochs),
+                    "batch_size": options.get("batch_size", 32 if epochs < 20 else 16),
+                    "lr": options.get("lr", 1e-3),
+                    "select": "last",
+                    "device": "cpu",
+                },
+            },
+        }
+    )
+
+
+def prepared(folder: Path) -> Data:
+    """The data set as the pipeline audits and splits it."""
+    from distilledge.pipeline.data.prepare import prepare
+    from distilledge.pipeline.record import read_samples
+
+    directory = folder / "store" / "data-all"
+    failed = folder / "failed"
+    for made in (directory, failed):
+        made.mkdir(parents=True)
+    recipe = recipe_of({}, 1, 0)
+    splits = prepare(recipe.data, bit_depth=8, seed=0, out=directory, unlabelled=None, failed=failed)
+    return Data(splits, directory, read_samples(directory))
+
+
+def part(data: Data, size: int | None, seed: int) -> tuple[Path, int]:
+    """A data directory with ``size`` training pictures of each class, and how many that are.
+
+    One picture of each class is left to validate on, which the loop asks for; the last epoch is kept, so none chooses.
+    """
+    random = np.random.default_rng((seed, size or 0))
+    kept = []
+    for split, most in (("train", size), ("validation", 1)):
+        samples = [s for s in data.samples if s.split == split]
+        for label in range(len(data.splits.classes)):
+            own = [s for s in samples if s.label == label]
+            order = random.permutation(len(own))[: most or len(own)]
+            kept += [own[i] for i in sorted(order)]
+    directory = data.directory.parent / f"data-{size}-{seed}"
+    directory.mkdir(exist_ok=True)
+    lines = "".join(json.dumps(s._asdict()) + "\n" for s in kept)
+    (directory / "samples.jsonl").write_text(lines, encoding="utf-8")
+    return directory, sum(s.split == "train" for s in kept)
+
+
+def accuracy_of(data: Data, checkpoint: Any, out: Path) -> float:
+    """On the test split, with the device's own preprocessing."""
+    import torch
+
+    from distilledge.models.metrics import accuracy, top1
+    from distilledge.pipeline import checkpoint as checkpoints
+    from distilledge.pipeline.training.views import ToInput, evaluation_batches
+
+    spec = checkpoints.spec(checkpoint)
+    model, to_input = checkpoints.load(checkpoint, out), ToInput(spec)
+    test = [s for s in data.samples if s.split == "test"]
+    with torch.inference_mode():
+        batches = list(evaluation_batches(test, Path(data.splits.root), spec, 64))
+        logits = torch.cat([model(to_input(pictures)) for pictures, _ in batches]).numpy()
+    return accuracy(top1(logits), np.array([s.label for s in test]))
+
+
+def train(data: Data, name: str, size: int | None, seed: int, *, folder: Path, epochs: int) -> dict[str, float]:
+    from distilledge.pipeline.training.events import silent
+    from distilledge.pipeline.training.teacher import finetune
+
+    directory, pictures = part(data, size, seed)
+    out = folder / f"{name}-{size}-{seed}"
+    (out / "partial").mkdir(parents=True)
+    started = time.perf_counter()
+    recipe = recipe_of(STRATEGIES[name], epochs, seed)
+    made = finetune(recipe, data.splits, directory, out, out / "partial", silent)
+    seconds = time.perf_counter() - started
+    found = accuracy_of(data, made, out)
+    print(f"{name}, {size or 'all'}, seed {seed}: {found:.3f} in {seconds:.0f} s", file=sys.stderr, flush=True)
+    return {"accuracy": found, "seconds": seconds, "pictures": pictures}
+
+
+def row(name: str, size: int | None, runs: list[dict[str, float]]) -> common.Row:
+    """Mean over seeds with Student's 95 % interval."""
+    values = np.array([run["accuracy"] for run in runs])
+    spread = values.std(ddof=1) if len(values) > 1 else float("nan")
+    half = T_95[len(values)] * spread / np.sqrt(len(values))
+    none = not np.isfinite(half)
+    return {
+        "strategy": name,
+        "per_class": "all" if size is None else str(size),
+        "pictures": int(runs[0]["pictures"]),
+        "accuracy": float(values.mean()),
+        "low": None if none else float(max(0.0, values.mean() - half)),
+        "high": None if none else float(min(1.0, values.mean() + half)),
+        "seeds": " ".join(f"{v:.3f}" for v in values),
+        "seconds": float(np.mean([run["seconds"] for run in runs])),
+    }
+
+
+def cache_ratio(data: Data, folder: Path, rounds: int) -> tuple[float, float, float]:
+    """Medians of seconds: one pass of the backbone over the training pictures, one epoch of the head; and their ratio.
+
+    Both on pictures and features in memory, taken in turns, so that other load meets both.
+    """
+    import torch
+
+    from distilledge.models import vision
+    from distilledge.models.neighbours import Features
+    from distilledge.pipeline import checkpoint as checkpoints
+    from distilledge.pipeline.training.events import silent
+    from distilledge.pipeline.training.teacher import finetune
+    from distilledge.pipeline.training.views import ToInput, evaluation_batches
+
+    recipe = recipe_of({**HEAD, "epochs": 5}, 5, 0)
+    spec = checkpoints.input_spec(recipe.teacher.input, recipe.data, vision.input_defaults(recipe.teacher.model))
+    train_samples = [s for s in data.samples if s.split == "train"]
+    batches = [p for p, _ in evaluation_batches(train_samples, Path(data.splits.root), spec, 64)]
+    weights = Path(recipe.teacher.weights)
+    model = vision.create("mobilenetv1_025", classes=len(data.splits.classes), size=96, weights=str(weights))
+    features, to_input = Features(model.eval()), ToInput(spec)
+    passes, epochs = [], []
+    directory, _ = part(data, None, 0)
+    for number in range(rounds):
+        started = time.perf_counter()
+        with torch.inference_mode():
+            for pictures in batches:
+                features(to_input(pictures))
+        passes.append(time.perf_counter() - started)
+        out = folder / f"ratio-{number}"
+        (out / "partial").mkdir(parents=True)
+        finetune(recipe, data.splits, directory, out, out / "partial", silent)
+        lines = (out / "curves.jsonl").read_text(encoding="utf-8").splitlines()
+        epochs += [len(train_samples) / json.loads(line)["samples_per_second"] for line in lines]
+    slow, fast = float(np.median(passes)), float(np.median(epochs))
+    return slow, fast, slow / fast
+
+
+def main() -> None:
+    options = common.arguments(__doc__ or "").parse_args()
+    if "DISTILLEDGE_SHARED" not in os.environ:
+        sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
+    import torch
+
+    torch.set_num_threads(1)
+    sizes, seeds = ((5, 20), SEEDS[:1]) if options.quick else (SIZES, SEEDS)
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        data = prepared(folder)
+        slow, fast, ratio = cache_ratio(data, folder, 1 if options.quick else 5)
+        rows = []
+        for size in sizes:
+            epochs = 4 if options.quick else EPOCHS[size]
+            for name in STRATEGIES:
+                rows.append(row(name, size, [train(data, name, size, s, folder=folder, epochs=epochs) for s in seeds]))
+    facts = common.conditions(
+        quick=options.quick,
+        packages=("torch", "timm", "accelerate"),
+        extra={"model": "mobilenetv1_025", "size": 96, "seeds": list(seeds), "threads": 1}
+        | {"backbone_pass_seconds": slow, "head_epoch_seconds": fast},
+    )
+    bars = [common.bar("backbone pass over head epoch", ratio, TIMES_FASTER, at_most=False)]
+    common.finish("transfer-quick" if options.quick else "transfer", facts, rows, bars, out=options.out)
+
+
+if __name__ == "__main__":
+    main()
