@@ -15,9 +15,9 @@ from distilledge.models.errors import RejectedError
 from distilledge.pipeline.data.content import content_hash, unlabelled_hash
 from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.recipe import ExportTarget, Recipe, Student, Teacher
-from distilledge.pipeline.recipe_strategy import is_default
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.store import fingerprint
+from distilledge.pipeline.transfer import TRANSFER, from_scratch, strategy_inputs
 from distilledge.targets.saturation import saturates
 
 VERSIONS = {
@@ -25,6 +25,8 @@ VERSIONS = {
     "teacher": 2,
     "student": 2,
     "control": 2,
+    "scratch": 1,
+    "transfer": 1,
     "pretrain": 1,
     "export": 1,
     "verify": 2,
@@ -90,7 +92,8 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     predicts = [_predict(data, e, elsewhere) for e in exports]
     score = _step("score", "score", {p.name: p.fingerprint for p in predicts})
     gate = _step("gate", "gate", _gate_inputs(recipe, score, measure))
-    models = [step for step in (first, teacher, second, *trained[1:]) if step is not None]
+    checked = _transfer(recipe, data, teacher, first)
+    models = [step for step in (first, teacher, *checked, second, *trained[1:]) if step is not None]
     return (data, *models, *exports, verify, measure, *predicts, score, gate)
 
 
@@ -141,21 +144,6 @@ def _model_inputs(recipe: Recipe, model: Teacher | Student) -> dict[str, Any]:
     if recipe.is_text:
         inputs["tokenizer"] = tokenizer if tokenizer in ("model", "teacher", "train") else _weights_hash(tokenizer)
     return inputs
-
-
-TRANSFER = {"strategy", "check_transfer", "require_positive_transfer"}
-"""Fields of a teacher that change nothing where they are not used."""
-
-
-def strategy_inputs(model: Teacher | Student) -> dict[str, Any]:
-    """The teacher's strategy with the content of the pictures it names; nothing where it is the default."""
-    if isinstance(model, Student) or is_default(model.strategy):
-        return {}
-    fields = model.strategy.model_dump(mode="json")
-    source = fields["arguments"].get("source")
-    if source:
-        fields["arguments"]["source"] = unlabelled_hash(source)
-    return {"strategy": fields}
 
 
 def _teacher_pretraining(recipe: Recipe, data: Step) -> Step | None:
@@ -209,6 +197,16 @@ def _teacher_inputs(recipe: Recipe, data: Step, language: Step | None) -> dict[s
         "packages": package_versions(training_packages(recipe)),
         **({"pretrained": language.fingerprint} if language else {}),
     }
+
+
+def _transfer(recipe: Recipe, data: Step, teacher: Step, language: Step | None) -> tuple[Step, ...]:
+    """The teacher from scratch, and the comparison, where the recipe asks for them."""
+    if not recipe.teacher.check_transfer:
+        return ()
+    scratch = _step("scratch", "scratch", _teacher_inputs(from_scratch(recipe), data, language), role="teacher")
+    inputs = {"teacher": teacher.fingerprint, "scratch": scratch.fingerprint, "data": data.fingerprint}
+    judged = {"metric": recipe.metric, "seed": recipe.seed}
+    return (scratch, _step("transfer", "transfer", {**inputs, **judged}, role="teacher"))
 
 
 def _taught_inputs(recipe: Recipe, teacher: Step, language: Step | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from distilledge.models.base import Value
 from distilledge.pipeline.gate import Outcome
 from distilledge.pipeline.recipe import MetricName, Recipe
-from distilledge.pipeline.record import Checkpoint, Parity, Verdict
+from distilledge.pipeline.record import Checkpoint, Parity, Transfer, Verdict
 from distilledge.pipeline.stats import Bin, Estimate
 
 
@@ -247,6 +247,10 @@ class ReportContent(Value):
     class_changes: tuple[ClassChange, ...]
     reliabilities: tuple[Reliability, ...]
     gallery: Gallery | None
+    transfer: Transfer | None = None
+    """None where the recipe does not ask for the comparison."""
+    fits: tuple[str, ...] = ()
+    """A sentence on each training: whether it overfitted, and which epoch was kept."""
     parities: tuple[Parity, ...]
     tokenizers: tuple[Tokenizer, ...] = ()
     """Of texts: the teacher's and the student's."""

@@ -15,12 +15,12 @@ from distilledge.models.vision_training import Profile
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.recipe import Pretraining, Recipe, Student, Teacher, Training
 from distilledge.pipeline.record import Checkpoint, Role, Sample, Splits, read_samples
-from distilledge.pipeline.steps import TRANSFER, strategy_inputs
 from distilledge.pipeline.training.environment import resolve_precision
 from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.feed import Feed
 from distilledge.pipeline.training.loop import Plan, Trained, curves, train
 from distilledge.pipeline.training.objective import Objective
+from distilledge.pipeline.transfer import TRANSFER, strategy_inputs
 
 Taught = tuple[Checkpoint, Path]
 """A trained model and its directory."""
@@ -39,9 +39,13 @@ class Stage:
     report: Report
     pretraining: bool = False
     """Whether this is the language model before the task."""
+    from_scratch: bool = False
+    """Whether the network starts from random weights, whatever the recipe names."""
 
     @property
     def name(self) -> str:
+        if self.from_scratch:
+            return "scratch"
         return f"pretrain-{self.role}" if self.pretraining else self.role
 
     @property
@@ -94,6 +98,7 @@ def _identity(stage: Stage, made: Made) -> str:
         "data": stage.splits.data_hash,
         "distill": stage.recipe.distill.model_dump(mode="json") if stage.role == "student" else None,
         **made.identity,
+        **({"from_scratch": True} if stage.from_scratch else {}),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

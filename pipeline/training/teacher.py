@@ -25,8 +25,12 @@ def finetune(
     report: Report,
     *,
     pretrained: Taught | None = None,
+    from_scratch: bool = False,
 ) -> Checkpoint:
-    """Train the recipe's teacher; see ``loop.train`` for what is raised. ``pretrained``: its language model (text)."""
+    """Train the recipe's teacher; see ``loop.train`` for what is raised. ``pretrained``: its language model (text).
+
+    ``from_scratch``: the same network with random weights.
+    """
     processes = many.process_count(recipe.teacher.training)
     if processes > 1 and recipe.teacher.strategy.name == "progressive":
         raise UsageError("E2471", "strategy progressive trains in one process", "export CUDA_VISIBLE_DEVICES=0")
@@ -37,11 +41,12 @@ def finetune(
             splits=splits,
             data_dir=data_dir,
             pretrained=pretrained,
+            from_scratch=from_scratch,
             out=out,
             partial=partial,
         )
         return many.launch(job, processes, report)
-    stage = Stage("teacher", recipe, splits, data_dir, out, partial, report)
+    stage = Stage("teacher", recipe, splits, data_dir, out, partial, report, from_scratch=from_scratch)
     if recipe.is_text:
         from distilledge.pipeline.training.text_stage import train_teacher
 
