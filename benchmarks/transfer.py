@@ -1,7 +1,8 @@
 """Accuracy by strategy and number of pictures on x-sdd, with intervals over seeds; what the feature cache saves.
 
-    python benchmarks/transfer.py             about a quarter of an hour on one core
+    python benchmarks/transfer.py             about a quarter of an hour on one core; goes on from what was run before
     python benchmarks/transfer.py --quick     one seed, two sizes, a few epochs: labelled so
+    python benchmarks/transfer.py --markdown  the recorded table into docs/transfer.md, nothing is run
 
 The teacher is MobileNetV1 x 0.25 at 64 pixels with its ImageNet weights, small enough to be trained some hundred times.
 The test split is always the same; a seed draws the training pictures and the new weights. Needs DISTILLEDGE_SHARED.
@@ -13,6 +14,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -197,31 +200,108 @@ def cache_ratio(data: Data, folder: Path, rounds: int) -> tuple[float, float, fl
     return slow, fast, slow / fast
 
 
+class Runs:
+    """Trainings as they were recorded, one JSON line each; a run that is there is not redone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.found = [json.loads(line) for line in lines]
+
+    def get(self, name: str, size: int | None, seed: int) -> dict[str, Any] | None:
+        wanted = {"strategy": name, "per_class": size, "seed": seed}
+        return next((r for r in self.found if wanted.items() <= r.items()), None)
+
+    def add(self, name: str, size: int | None, seed: int, made: dict[str, float]) -> None:
+        self.found.append({"strategy": name, "per_class": size, "seed": seed, **made})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("".join(json.dumps(r) + "\n" for r in self.found), encoding="utf-8")
+
+    def rows(self, seeds: Sequence[int]) -> list[common.Row]:
+        """Of what was run with every seed."""
+        made = []
+        for size in SIZES:
+            for name in STRATEGIES:
+                own = [r for s in seeds if (r := self.get(name, size, s)) is not None]
+                made += [row(name, size, own)] if len(own) == len(seeds) else []
+        return made
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "transfer.md"
+BEGIN, END = "<!-- measured -->\n", "<!-- end -->"
+
+
+def markdown(recorded: dict[str, Any]) -> str:
+    """Strategies against sizes, in per cent, with the interval of the mean."""
+    rows = recorded["rows"]
+    sizes = list(dict.fromkeys(r["per_class"] for r in rows))
+    cells = {(r["strategy"], r["per_class"]): r for r in rows}
+    lines = ["| strategy | " + " | ".join(f"{s} per class" if s != "all" else "all" for s in sizes) + " |"]
+    lines.append("|---|" + "---|" * len(sizes))
+    for name in dict.fromkeys(r["strategy"] for r in rows):
+        lines.append(f"| {name} | " + " | ".join(_cell(cells.get((name, size))) for size in sizes) + " |")
+    facts = recorded["conditions"]
+    ratio = recorded["bars"][0]["value"]
+    lines += [
+        "",
+        f"{facts['created'][:10]}, {facts['cpu_model']}, {facts['threads']} thread, seeds {facts['seeds']}; test "
+        "accuracy in per cent, mean and 95 % t-interval over the seeds, the same test pictures throughout. One pass of "
+        f"the backbone over the {facts['train_pictures']} training pictures: {facts['backbone_pass_seconds']:.2f} s; "
+        f"one epoch of the head on cached features: {facts['head_epoch_seconds']:.3f} s, {ratio:.0f} times less.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: common.Row | None) -> str:
+    if found is None:
+        return "not run"
+    return f"{100 * found['accuracy']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+
+
+def fill_page(out: Path) -> None:
+    recorded = json.loads((out / "transfer.json").read_text(encoding="utf-8"))
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    PAGE.write_text(before + BEGIN + markdown(recorded) + END + rest.partition(END)[2], encoding="utf-8")
+
+
 def main() -> None:
-    options = common.arguments(__doc__ or "").parse_args()
+    parser = common.arguments(__doc__ or "")
+    parser.add_argument("--markdown", action="store_true", help="write the recorded table into the page and stop")
+    parser.add_argument("--runs", type=Path, default=None, help="file of the trainings that were run before")
+    parser.add_argument("--sizes", nargs="+", choices=["5", "20", "100", "all"], help="run these, record all there are")
+    options = parser.parse_args()
+    if options.markdown:
+        fill_page(options.out)
+        return
     if "DISTILLEDGE_SHARED" not in os.environ:
         sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
     import torch
 
     torch.set_num_threads(1)
+    name = "transfer-quick" if options.quick else "transfer"
     sizes, seeds = ((5, 20), SEEDS[:1]) if options.quick else (SIZES, SEEDS)
     with TemporaryDirectory() as place:
         folder = Path(place)
+        runs = Runs(options.runs or folder / "runs.jsonl")
         data = prepared(folder)
         slow, fast, ratio = cache_ratio(data, folder, 1 if options.quick else 5)
-        rows = []
-        for size in sizes:
-            epochs = 4 if options.quick else EPOCHS[size]
-            for name in STRATEGIES:
-                rows.append(row(name, size, [train(data, name, size, s, folder=folder, epochs=epochs) for s in seeds]))
+        if options.sizes:
+            sizes = tuple(size for size in sizes if str(size or "all") in options.sizes)
+        for size, strategy, seed in product(sizes, STRATEGIES, seeds):
+            if runs.get(strategy, size, seed) is None:
+                epochs = 4 if options.quick else EPOCHS[size]
+                runs.add(strategy, size, seed, train(data, strategy, size, seed, folder=folder, epochs=epochs))
+        rows = runs.rows(seeds)
     facts = common.conditions(
         quick=options.quick,
         packages=("torch", "timm", "accelerate"),
         extra={"model": "mobilenetv1_025", "size": SIDE, "seeds": list(seeds), "threads": 1}
+        | {"train_pictures": sum(s.split == "train" for s in data.samples)}
         | {"backbone_pass_seconds": slow, "head_epoch_seconds": fast},
     )
     bars = [common.bar("backbone pass over head epoch", ratio, TIMES_FASTER, at_most=False)]
-    common.finish("transfer-quick" if options.quick else "transfer", facts, rows, bars, out=options.out)
+    common.finish(name, facts, rows, bars, out=options.out)
 
 
 if __name__ == "__main__":

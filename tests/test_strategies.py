@@ -14,14 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from distilledge.models import penalties, text, transfer, vision, vision_lora
-from distilledge.models.errors import UsageError
+from distilledge.models.errors import GateFailedError, UsageError
 from distilledge.models.neighbours import Features, NearestNeighbours
 from distilledge.models.transfer import Tuning, layer_groups
 from distilledge.pipeline import recipe_strategy
 from distilledge.pipeline import transfer as chain
+from distilledge.pipeline.chain import Chain
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_check import check_recipe
 from distilledge.pipeline.report.fits import fit_words, transfer_words
+from distilledge.pipeline.run import _raise_transfer
+from distilledge.pipeline.steps import steps
+from distilledge.pipeline.store import Store, Stored
 from distilledge.pipeline.training import feature_cache
 from distilledge.pipeline.training.compare import judged
 from distilledge.pipeline.training.strategies import STRATEGIES
@@ -385,3 +389,38 @@ def test_transfer_is_judged_by_the_paired_interval() -> None:
     assert judged(good, np.roll(good, 5), labels, metric="accuracy").outcome == "undecided"
     assert "Transfer helped: the teacher has 95.0 % accuracy, the same model" in transfer_words(found)
     assert "+25.0 points [" in transfer_words(found)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "better", "stops"), [(True, True, False), (True, False, True), (False, False, False)]
+)
+def test_a_recipe_that_demands_transfer_stops_without_it(
+    wanted: bool, better: bool, stops: bool, tmp_path: Path
+) -> None:
+    labels = np.arange(80) % 4
+    good, bad = np.ones(80, bool), labels > 1
+    found = judged(*((good, bad) if better else (bad, good)), labels, metric="accuracy")
+    made = teacher("fine-tune", check_transfer=True, require_positive_transfer=wanted)
+    done = {"transfer": Stored(found, tmp_path, "f", cached=False, seconds=1.0)}
+    run = Chain(made, Store(tmp_path), (), lambda _event: None, done)
+    if not stops:
+        _raise_transfer(run)
+        return
+    with pytest.raises(GateFailedError, match=r"E5020.*-50\.0 points") as error:
+        _raise_transfer(run)
+    assert error.value.exit_code == 5
+
+
+def test_the_check_is_two_steps_and_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"w")
+    own = {"name": "t", "data": {"path": "synthetic"}, "teacher": {"weights": str(weights)}}
+    plain = {s.name: s.fingerprint for s in steps(Recipe.model_validate(own), {})}
+    own["teacher"] |= {"check_transfer": True}
+    checked = {s.name: s.fingerprint for s in steps(Recipe.model_validate(own), {})}
+    assert set(checked) - set(plain) == {"scratch", "transfer"}
+    assert plain.items() <= checked.items()
+    own["teacher"] |= {"strategy": "l2-sp"}
+    other = {s.name: s.fingerprint for s in steps(Recipe.model_validate(own), {})}
+    assert other["scratch"] == checked["scratch"]
+    assert other["teacher"] != checked["teacher"]

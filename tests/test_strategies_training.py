@@ -186,4 +186,4 @@ def test_a_whole_run_says_that_transfer_helped(tmp_path: Path, shared: Path, mon
     assert "Transfer helped" in (directory / "report.md").read_text()
     assert "Transfer helped" in (directory / "report.html").read_text()
     measured = next(f for f in content["files"] if f["role"] == "teacher")
-    assert measured["metric"]["value"] == pytest.approx(found.teacher.value, abs=1e-6)
+    assert measured["metric"]["value"] == pytest.approx(100 * found.teacher.value)
