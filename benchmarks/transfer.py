@@ -244,7 +244,7 @@ def markdown(recorded: dict[str, Any]) -> str:
     ratio = recorded["bars"][0]["value"]
     lines += [
         "",
-        f"{facts['created'][:10]}, {facts['cpu_model']}, {facts['threads']} thread, seeds {facts['seeds']}; test "
+        f"{facts['created'][:10]}, {facts['cpu_model']}, {facts['threads']} thread, {len(facts['seeds'])} seeds; test "
         "accuracy in per cent, mean and 95 % t-interval over the seeds, the same test pictures throughout. One pass of "
         f"the backbone over the {facts['train_pictures']} training pictures: {facts['backbone_pass_seconds']:.2f} s; "
         f"one epoch of the head on cached features: {facts['head_epoch_seconds']:.3f} s, {ratio:.0f} times less.",
