@@ -6,6 +6,7 @@ import copy
 
 from torch import nn
 
+from distilledge.models import vision_lora
 from distilledge.models.text_names import layers_of
 from distilledge.models.text_net import TextNet
 
@@ -45,13 +46,5 @@ def _projection(model: TextNet) -> nn.Module:
 
 
 def merge(model: TextNet) -> TextNet:
-    """A copy without adapters that gives the same logits: W + alpha/rank * B A. All its parameters can be trained."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    merged = copy.deepcopy(model)
-    for name, module in list(merged.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
-            parent, _, own = name.rpartition(".")
-            setattr(merged.get_submodule(parent), own, module.get_base_layer())
-    return merged.requires_grad_()
+    """See ``vision_lora.merge``."""
+    return vision_lora.merge(model)

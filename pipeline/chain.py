@@ -22,6 +22,7 @@ from distilledge.pipeline.record import (
     Split,
     Splits,
     TextRow,
+    Transfer,
     Verdicts,
     data_root,
     read_samples,
@@ -29,6 +30,7 @@ from distilledge.pipeline.record import (
 )
 from distilledge.pipeline.steps import Step, needs_parent
 from distilledge.pipeline.store import Store, Stored
+from distilledge.pipeline.transfer import from_scratch
 
 if TYPE_CHECKING:
     from distilledge.pipeline.compress.stage import Climb
@@ -108,18 +110,29 @@ def _data(chain: Chain, _step: Step, out: Path, partial: Path) -> Splits:
     )
 
 
-def _teacher(chain: Chain, _step: Step, out: Path, partial: Path) -> Checkpoint:
+def _teacher(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
     from distilledge.pipeline.training.teacher import finetune
 
+    scratch = step.kind == "scratch"
     return finetune(
-        chain.recipe,
+        from_scratch(chain.recipe) if scratch else chain.recipe,
         chain.splits,
         chain.done["data"].path,
         out,
         partial,
         chain.report,
         pretrained=chain.trained("pretrain-teacher"),
+        from_scratch=scratch,
     )
+
+
+def _transfer(chain: Chain, _step: Step, _out: Path, partial: Path) -> Transfer:
+    from distilledge.pipeline.training.compare import compare
+
+    teacher, scratch = chain.trained("teacher"), chain.trained("scratch")
+    assert teacher is not None
+    assert scratch is not None
+    return compare(chain.recipe, teacher, scratch, chain.inputs("test"), partial)
 
 
 def _pretrain(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
@@ -252,6 +265,8 @@ BUILDERS: dict[str, tuple[type[BaseModel], Callable[[Chain, Step, Path, Path], A
     "data": (Splits, _data),
     "pretrain": (Checkpoint, _pretrain),
     "teacher": (Checkpoint, _teacher),
+    "scratch": (Checkpoint, _teacher),
+    "transfer": (Transfer, _transfer),
     "student": (Checkpoint, _student),
     "control": (Checkpoint, _student),
     "export": (ExportResult, _export),

@@ -46,11 +46,20 @@ def load(checkpoint: Checkpoint, directory: Path) -> nn.Module:
 
 def _built(checkpoint: Checkpoint) -> nn.Module:
     """The network of a checkpoint, without its weights."""
-    if checkpoint.architecture:
+    architecture = {name: value for name, value in checkpoint.architecture.items() if name != "knn"}
+    model: nn.Module
+    if architecture:
         from distilledge.models import text
 
-        return text.create(checkpoint.architecture)
-    return vision.create(checkpoint.model, classes=len(checkpoint.classes), size=checkpoint.input_spec["height"])
+        model = text.create(architecture)
+    else:
+        model = vision.create(checkpoint.model, classes=len(checkpoint.classes), size=checkpoint.input_spec["height"])
+    if "knn" in checkpoint.architecture:
+        from distilledge.models.neighbours import NearestNeighbours
+        from distilledge.models.transfer import head_module
+
+        model.set_submodule(head_module(model), NearestNeighbours(**checkpoint.architecture["knn"]))
+    return model
 
 
 def spec(checkpoint: Checkpoint) -> InputSpec | TextSpec:

@@ -226,7 +226,7 @@ def run_recipe(
 
 def _show(directory: Path, until: str, as_json: bool, failure: DistilledgeError | None) -> None:
     report = directory / "report.json"
-    fresh = until == "report" and report.exists() and (failure is None or failure.code in ("E5002", "EA001"))
+    fresh = until == "report" and report.exists() and (failure is None or failure.code in ("E5002", "E5020", "EA001"))
     if as_json:
         body = json.loads(report.read_text(encoding="utf-8")) if fresh else {}
         error = {"code": failure.code, "what": failure.what, "hint": failure.hint} if failure else None

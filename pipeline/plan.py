@@ -13,7 +13,15 @@ from distilledge.pipeline.store import Store, explain
 
 TRAINING_MACS_PER_SECOND = 5e10
 """A cautious figure for two laptop cores; only used where no earlier run tells better."""
-SECONDS_PER_STAGE = {"data": 20.0, "export": 60.0, "verify": 30.0, "predict": 30.0, "score": 1.0, "gate": 5.0}
+SECONDS_PER_STAGE = {
+    "data": 20.0,
+    "export": 60.0,
+    "verify": 30.0,
+    "predict": 30.0,
+    "transfer": 30.0,
+    "score": 1.0,
+    "gate": 5.0,
+}
 
 
 class PlanRow(NamedTuple):
@@ -48,10 +56,10 @@ def _row(recipe: Recipe, store: Store, step: Step, before: dict[str, Any] | None
 
 
 def _estimate(recipe: Recipe, step: Step) -> float | None:
-    if recipe.is_text and step.kind in ("pretrain", "teacher", "student", "control"):
+    if recipe.is_text and step.kind in ("pretrain", "teacher", "scratch", "student", "control"):
         return None  # what a hub name or a teacher's layers weigh is not known before they are there
-    if step.kind in ("teacher", "student", "control"):
-        model = recipe.teacher if step.kind == "teacher" else recipe.student
+    if step.kind in ("teacher", "scratch", "student", "control"):
+        model = recipe.teacher if step.role == "teacher" else recipe.student
         return _training_seconds(model.model, model.input.size, model.training, _pictures(recipe))
     if step.kind == "measure":
         measure = recipe.measure

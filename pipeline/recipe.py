@@ -29,6 +29,7 @@ from distilledge.pipeline.recipe_data import (
     TaskName,
     Tickets,
 )
+from distilledge.pipeline.recipe_strategy import Chosen, Strategy
 from distilledge.pipeline.recipe_training import (
     Augment,
     Lora,
@@ -68,6 +69,7 @@ __all__ = [
     "Recipe",
     "Size",
     "SplitFractions",
+    "Strategy",
     "Student",
     "Synthetic",
     "TaskName",
@@ -93,6 +95,12 @@ class Teacher(Value):
     input: Input = Input()
     text: Text = Text()
     pretraining: Pretraining | None = None
+    strategy: Chosen = Strategy()
+    """How the pretrained weights are adapted: a name, or a name with arguments. Default: all layers are fine-tuned."""
+    check_transfer: bool = False
+    """Train the same model from random weights under the same budget, and report whether the pretrained ones helped."""
+    require_positive_transfer: bool = False
+    """Exit 5 unless they did; needs check_transfer."""
     training: Training = Training()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from distilledge.models.errors import UsageError
 from distilledge.pipeline.recipe import METRICS, Input, Recipe, Student, Teacher, Training
+from distilledge.pipeline.recipe_strategy import FeatureExtraction, arguments, is_default
 
 Found = Iterator[tuple[str, str]]
 """What is wrong, and the edit that mends it."""
@@ -231,6 +232,48 @@ def _texts(recipe: Recipe) -> Found:
             yield f"{role}.text.layers are of students made from the teacher", "set student.model: teacher"
 
 
+def _strategy(recipe: Recipe) -> Found:
+    teacher = recipe.teacher
+    chosen = teacher.strategy
+    try:
+        made = arguments(chosen)
+    except UsageError as error:
+        yield f"teacher.strategy: {error.what}", error.hint
+        return
+    random = teacher.weights == "none" and teacher.pretraining is None
+    if random and chosen.name not in ("fine-tune", "discriminative"):
+        yield f"strategy {chosen.name} starts from random weights", "set teacher.weights"
+    if not is_default(chosen) and teacher.training.freeze_backbone:
+        yield "training.freeze_backbone and a strategy both say what is trained", "use feature-extraction"
+    if not is_default(chosen) and teacher.text.lora is not None:
+        yield "text.lora and a strategy both say what is trained", "use strategy: lora"
+    if chosen.name == "discriminative" and teacher.training.layer_decay != 1:
+        yield "training.layer_decay and strategy discriminative both set it", "leave layer_decay out"
+    if chosen.name == "ewc" and recipe.is_text:
+        yield "strategy ewc is of pictures", "use l2-sp, or lora"
+    if isinstance(made, FeatureExtraction):
+        yield from _features(recipe, made)
+
+
+def _features(recipe: Recipe, made: FeatureExtraction) -> Found:
+    if recipe.task in ("token-classification", "question-answering"):
+        yield f"strategy feature-extraction is of whole texts, not of {recipe.task}", "use fine-tune or lora"
+    if made.head == "knn" and recipe.student.model == "teacher":
+        yield "a student made from the teacher cannot keep its head of neighbours", "use head: linear"
+    if made.head == "knn" and recipe.task == "multi-label-classification":
+        yield "head knn gives one label", "use head: linear"
+
+
+def _check_of_transfer(recipe: Recipe) -> Found:
+    teacher = recipe.teacher
+    if teacher.check_transfer and teacher.weights == "none" and teacher.pretraining is None:
+        yield "check_transfer compares with random weights, which the teacher has", "set teacher.weights"
+    if teacher.check_transfer and recipe.task not in ("image-classification", "text-classification"):
+        yield f"check_transfer is of tasks with one label, not of {recipe.task}", "leave it out"
+    if teacher.require_positive_transfer and not teacher.check_transfer:
+        yield "require_positive_transfer needs the comparison", "set teacher.check_transfer: true"
+
+
 def _losses_of_task(recipe: Recipe) -> Found:
     from distilledge.models.losses import LOSSES
 
@@ -251,6 +294,8 @@ CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _losses_of_task,
     _inputs,
     _trainings,
+    _strategy,
+    _check_of_transfer,
     _targets,
     _units,
     _compress,

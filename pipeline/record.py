@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from distilledge.models.base import Value
 from distilledge.pipeline.compress.ledger import Ledger
 from distilledge.pipeline.recipe import Recipe, TaskName
+from distilledge.pipeline.stats import Estimate
 from distilledge.targets.base import Exported, Measurement, Predictions
 
 Split = Literal["train", "validation", "test", "unlabelled"]
@@ -68,7 +69,8 @@ class Checkpoint(Value):
     """``InputSpec.to_dict()`` with the mean and std in use, or of a text model ``TextSpec.to_dict()``: then
     ``tokenizer.json`` lies beside the weights."""
     architecture: dict[str, Any] = {}
-    """Of a text model: what ``models.text.create`` builds the same network from (no weights)."""
+    """Of a text model: what ``models.text.create`` builds the same network from (no weights). ``knn``: the shapes of a
+    head of nearest neighbours."""
     task: TaskName = "image-classification"
     weights_sha256: str
     parameters: int
@@ -84,6 +86,21 @@ class Checkpoint(Value):
     precision: str
     skipped_steps: int = 0
     """Steps left out because their loss was not finite (``on_nan: skip``)."""
+
+
+class Transfer(Value):
+    """What pretrained weights were worth: the teacher beside the same model trained from random ones, on test."""
+
+    metric: Literal["accuracy", "balanced_accuracy"]
+    samples: int
+    teacher: Estimate
+    scratch: Estimate
+    gain: Estimate
+    """Points the teacher lies above the model from scratch, paired by sample."""
+    p_value: float
+    """McNemar, exact."""
+    outcome: Literal["helped", "hurt", "undecided"]
+    """By whether the interval of the gain lies above 0, below it, or holds it."""
 
 
 class Rung(Value):

@@ -12,7 +12,7 @@ from distilledge.pipeline.chain import BUILDERS, Chain, Report
 from distilledge.pipeline.failpoints import failpoint
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_result import leave_result
-from distilledge.pipeline.record import ExportResult, Parities, RunRecord, StageRecord
+from distilledge.pipeline.record import ExportResult, Parities, RunRecord, StageRecord, Transfer
 from distilledge.pipeline.steps import RUNTIME_PACKAGES, VERSIONS, Step, package_versions, steps, training_packages
 from distilledge.pipeline.store import Store, atomic_write, run_lock
 
@@ -44,6 +44,7 @@ def run(
         leave_result(chain, record, directory)
         if until == "report":
             _write_report(record, directory)
+    _raise_transfer(chain)
     _raise_verdict(chain)
     return record, directory
 
@@ -153,6 +154,21 @@ def _raise_breach(chain: Chain) -> None:
                 f"cosine {rung.cosine:.4f}; limit: {rung.limit})",
                 "nothing was timed; see `verify` in the recipe for the limits",
             )
+
+
+def _raise_transfer(chain: Chain) -> None:
+    """Exit 5 where the recipe demands that pretrained weights helped, and the comparison does not say so."""
+    if "transfer" not in chain.done or not chain.recipe.teacher.require_positive_transfer:
+        return
+    from distilledge.pipeline.report.fits import gain_words
+
+    found: Transfer = chain.done["transfer"].value
+    if found.outcome != "helped":
+        raise GateFailedError(
+            "E5020",
+            f"pretrained weights are not shown to help: {gain_words(found)}",
+            "choose other weights, or set teacher.require_positive_transfer: false",
+        )
 
 
 def _raise_verdict(chain: Chain) -> None:

@@ -18,6 +18,7 @@ from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.recipe import ExportTarget, Recipe, Student, Teacher, Units
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.store import fingerprint
+from distilledge.pipeline.transfer import TRANSFER, from_scratch, strategy_inputs
 from distilledge.targets.base import RuntimeName
 from distilledge.targets.saturation import saturates
 
@@ -26,6 +27,8 @@ VERSIONS = {
     "teacher": 2,
     "student": 2,
     "control": 2,
+    "scratch": 1,
+    "transfer": 1,
     "pretrain": 1,
     "export": 1,
     "verify": 3,
@@ -91,7 +94,8 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     predicts = [_predict(data, e, elsewhere | _units(recipe, e.runtime, device_card)) for e in exports]
     score = _step("score", "score", {p.name: p.fingerprint for p in predicts})
     gate = _step("gate", "gate", _gate_inputs(recipe, score, measure))
-    models = [step for step in (first, teacher, second, *trained[1:]) if step is not None]
+    checked = _transfer(recipe, data, teacher, first)
+    models = [step for step in (first, teacher, *checked, second, *trained[1:]) if step is not None]
     return (data, *models, *exports, verify, measure, *predicts, score, gate)
 
 
@@ -134,7 +138,8 @@ def _model_inputs(recipe: Recipe, model: Teacher | Student) -> dict[str, Any]:
     """Without the language model before it, which is a step of its own."""
     other = {"input"} if recipe.is_text else {"text"}
     inputs = {
-        **model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *other}),
+        **model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *TRANSFER, *other}),
+        **strategy_inputs(model),
         "weights": _weights_hash(model.weights),
     }
     tokenizer = model.text.tokenizer
@@ -194,6 +199,16 @@ def _teacher_inputs(recipe: Recipe, data: Step, language: Step | None) -> dict[s
         "packages": package_versions(training_packages(recipe)),
         **({"pretrained": language.fingerprint} if language else {}),
     }
+
+
+def _transfer(recipe: Recipe, data: Step, teacher: Step, language: Step | None) -> tuple[Step, ...]:
+    """The teacher from scratch, and the comparison, where the recipe asks for them."""
+    if not recipe.teacher.check_transfer:
+        return ()
+    scratch = _step("scratch", "scratch", _teacher_inputs(from_scratch(recipe), data, language), role="teacher")
+    inputs = {"teacher": teacher.fingerprint, "scratch": scratch.fingerprint, "data": data.fingerprint}
+    judged = {"metric": recipe.metric, "seed": recipe.seed}
+    return (scratch, _step("transfer", "transfer", {**inputs, **judged}, role="teacher"))
 
 
 def _taught_inputs(recipe: Recipe, teacher: Step, language: Step | None) -> dict[str, Any]:

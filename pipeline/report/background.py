@@ -10,6 +10,7 @@ from distilledge.pipeline.evidence import noun
 from distilledge.pipeline.recipe import METRICS
 from distilledge.pipeline.record import Checkpoint, Rung
 from distilledge.pipeline.report import figures
+from distilledge.pipeline.report.fits import training_words
 from distilledge.pipeline.report.lengths import histogram
 from distilledge.pipeline.report.markup import Markup, el
 from distilledge.pipeline.report.sections import NOTHING, folded, grid, section, word
@@ -83,6 +84,7 @@ def training(content: ReportContent) -> Markup:
         "Training",
         "Validation figures are of the kept epoch, in torch.",
         grid(titles, [_checkpoint(c, tuple(metrics)) for c in content.checkpoints], left=("Architecture", "Precision")),
+        el("ul", {}, *(el("li", {}, line) for line in training_words(content))),
         el("div", {"class": "row"}, *(el("figure", {}, d) for d in drawn if d)),
     )
 

@@ -26,6 +26,7 @@ from distilledge.pipeline.record import (
     Scores,
     Splits,
     TextRow,
+    Transfer,
     Verdicts,
     data_root,
     read_samples,
@@ -33,6 +34,7 @@ from distilledge.pipeline.record import (
 )
 from distilledge.pipeline.report import answers, results, text_answers
 from distilledge.pipeline.report.answers import Pair, Pictures
+from distilledge.pipeline.report.fits import fit_words
 from distilledge.pipeline.report.vocabulary import BesideHost, Curve, DataSummary, ReportContent, StageLine, Tokenizer
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec
@@ -92,6 +94,8 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         checkpoints=stages.checkpoints,
         curves=tuple(c for checkpoint in stages.checkpoints for c in _curves(run, checkpoint.role)),
         teacher_worth=answers.teacher_worth(evidence),
+        transfer=_read(run, "transfer", Transfer),
+        fits=tuple(fit_words(c.role, _json_lines(run.directory(c.role) / "curves.jsonl")) for c in stages.checkpoints),
         parities=stages.parities.items,
         tokenizers=_tokenizers(run, stages) if run.recipe.is_text else (),
         ledgers=tuple((e.runtime, e.ledger) for e in stages.exports if e.ledger is not None),

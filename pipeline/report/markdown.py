@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from distilledge.pipeline.report import ladder, lengths, placement
 from distilledge.pipeline.report.background import counts, cuts
+from distilledge.pipeline.report.fits import training_words
 from distilledge.pipeline.report.table import NONE, columns, judged_length, number, rows, summary
 from distilledge.pipeline.report.vocabulary import ReportContent
 
@@ -24,6 +25,7 @@ def markdown(content: ReportContent) -> str:
         "",
         _grid([c.title for c in columns(content)], [[str(cell) for cell in row.cells] for row in rows(content)]),
         *_teacher_worth(content),
+        *_training(content),
         *_lengths(content),
         *_precisions(content),
         *_placement(content),
@@ -63,6 +65,11 @@ def _teacher_worth(content: ReportContent) -> list[str]:
     ]
     table = _grid(("Model", columns(content)[3].title, "Points gained"), lines)
     return ["## What the teacher was worth", "", table, f"{plain(found.test)}: p = {found.p_value:.2g}.", ""]
+
+
+def _training(content: ReportContent) -> list[str]:
+    lines = training_words(content)
+    return ["## Training", "", *(f"- {plain(line)}" for line in lines), ""] if lines else []
 
 
 def _lengths(content: ReportContent) -> list[str]:

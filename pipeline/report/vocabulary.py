@@ -8,7 +8,7 @@ from distilledge.models.base import Value
 from distilledge.pipeline.compress.ledger import Ledger
 from distilledge.pipeline.gate import Outcome
 from distilledge.pipeline.recipe import MetricName, Recipe
-from distilledge.pipeline.record import Checkpoint, Parity, Verdict
+from distilledge.pipeline.record import Checkpoint, Parity, Transfer, Verdict
 from distilledge.pipeline.stats import Bin, Estimate
 from distilledge.targets.units import Profile
 
@@ -253,6 +253,10 @@ class ReportContent(Value):
     class_changes: tuple[ClassChange, ...]
     reliabilities: tuple[Reliability, ...]
     gallery: Gallery | None
+    transfer: Transfer | None = None
+    """None where the recipe does not ask for the comparison."""
+    fits: tuple[str, ...] = ()
+    """A sentence on each training: whether it overfitted, and which epoch was kept."""
     parities: tuple[Parity, ...]
     tokenizers: tuple[Tokenizer, ...] = ()
     """Of texts: the teacher's and the student's."""

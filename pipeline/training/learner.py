@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -32,7 +33,7 @@ class Learner:
         self.objective, self.settings, self.accelerator = objective, settings, accelerator
         self._steps, self._warmup_steps = steps, warmup_steps
         self.parts = 1
-        optimizer = make_optimizer(objective.model, list(objective.extra_parameters()), settings)
+        optimizer = make_optimizer(objective.model, list(objective.extra_parameters()), settings, objective.tuning)
         if settings.channels_last:
             objective.to(memory_format=torch.channels_last)
         objective.to(accelerator.device)
@@ -54,8 +55,12 @@ class Learner:
         """A copy of the evaluated model's state on the CPU."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.evaluated.state_dict().items()}
 
-    def train_mode(self) -> None:
+    def train_mode(self, epoch: int, values: Sequence[float]) -> None:
+        """``values``: the metric of each epoch before this one."""
         self.objective.train()
+        if self.objective.tuning is not None:
+            self.objective.tuning.begin_epoch(self.objective.model, epoch, values)
+            return
         training.train_mode(self.objective.model, freeze_backbone=self.settings.freeze_backbone)
 
     def step(self, batch: Batch, number: int, seed: int) -> float:

@@ -129,7 +129,7 @@ def _run_epoch(run: Run, interrupt: Interrupt) -> None:
     """The steps of the current epoch, from the current one on."""
     position, steps, settings = run.position, run.steps, run.plan.settings
     steps.epoch, steps.first = position.epoch, position.step
-    run.learner.train_mode()
+    run.learner.train_mode(position.epoch, [row[run.plan.metric] for row in position.rows])
     run.clock.restart()
     for loaded in run.loader:
         _run_step(run, loaded)

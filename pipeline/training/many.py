@@ -38,6 +38,7 @@ class Job(Value):
     parent: tuple[Checkpoint, Path] | None = None
     pretrained: tuple[Checkpoint, Path] | None = None
     language: tuple[Checkpoint, Path] | None = None
+    from_scratch: bool = False
     out: Path
     partial: Path
 
@@ -127,7 +128,7 @@ def _call(job: Job, out: Path, report: Report) -> Checkpoint:
 
     place = (job.recipe, job.splits, job.data_dir)
     if job.stage == "teacher":
-        return finetune(*place, out, job.partial, report, pretrained=job.pretrained)
+        return finetune(*place, out, job.partial, report, pretrained=job.pretrained, from_scratch=job.from_scratch)
     if job.stage.startswith("pretrain-"):
         role: Role = "teacher" if job.stage == "pretrain-teacher" else "student"
         return pretrain(*place, role, job.taught_by, out, partial=job.partial, report=report, parent=job.parent)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from distilledge.models.features import FeatureTap, Outputs
 from distilledge.models.losses_total import DistillationLoss
+from distilledge.models.penalties import Penalty
 from distilledge.models.tasks import IGNORED, TASKS, Task
+from distilledge.models.transfer import Tuning
 from distilledge.pipeline.training.mixing import Batch
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,7 +63,8 @@ class Guide:
 class Objective(nn.Module):
     """``loss`` of the model's outputs, and of the guide's for the same views; without a guide, of the labels alone.
 
-    ``task`` says which rows of the outputs are compared with which targets.
+    ``task`` says which rows of the outputs are compared with which targets; ``tuning``, which parts are trained (None:
+    by the training's settings); ``penalty`` is added to the loss.
     """
 
     def __init__(
@@ -73,12 +76,15 @@ class Objective(nn.Module):
         *,
         tap: Tap | None = None,
         task: str = "image-classification",
+        tuning: Tuning | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         super().__init__()
         self.model, self.to_input, self.loss = model, to_input, loss
         self._guides = () if guide is None else (guide,)  # in a tuple, so that it is no submodule
         self._tap = tap or feature_tap(model, loss, "student")
         self.task: Task = TASKS[task]
+        self.tuning, self.penalty = tuning, penalty
 
     @property
     def guide(self) -> Guide | None:
@@ -100,7 +106,7 @@ class Objective(nn.Module):
         with torch.autocast(batch.inputs.device.type, enabled=False):
             targets = self.task.rows(ours.logits, batch.targets)[1]
             total: Tensor = self.loss(self._rows(ours, batch.targets), theirs, targets)["total"]
-        return total
+            return total if self.penalty is None else total + self.penalty(self.model)
 
     def _theirs(self, batch: Batch, where: Tensor | None) -> Outputs | None:
         if batch.answers is not None:

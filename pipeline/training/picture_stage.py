@@ -34,6 +34,7 @@ def new_model(stage: Stage) -> nn.Module:
     before = torch.get_rng_state()
     torch.manual_seed(torch_seed(Purpose.WEIGHTS, stage.recipe.seed))
     weights = part.weights if part.weights in ("hub", "none") else expand(part.weights)
+    weights = "none" if stage.from_scratch else weights
     model = vision.create(
         part.model,
         classes=len(stage.splits.classes),

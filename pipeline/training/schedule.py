@@ -9,18 +9,25 @@ import torch
 from torch import nn
 
 from distilledge.models import training
+from distilledge.models.transfer import Tuning
 from distilledge.pipeline.recipe import Training
 
 
-def make_optimizer(model: nn.Module, extra: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, extra: list[nn.Parameter], settings: Training, tuning: Tuning | None = None
+) -> torch.optim.Optimizer:
     """``extra``: parameters of the losses, such as projections, at the peak learning rate and without decay."""
-    groups: list[dict[str, Any]] = training.parameter_groups(
-        model,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        layer_decay=settings.layer_decay,
-        freeze_backbone=settings.freeze_backbone,
-    )
+    groups: list[dict[str, Any]]
+    if tuning is not None:
+        groups = tuning.parameter_groups(model, lr=settings.lr, weight_decay=settings.weight_decay)
+    else:
+        groups = training.parameter_groups(
+            model,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            layer_decay=settings.layer_decay,
+            freeze_backbone=settings.freeze_backbone,
+        )
     if extra:
         groups.append({"params": extra, "lr": settings.lr, "weight_decay": 0.0})
     for group in groups:

@@ -20,6 +20,7 @@ from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.feed import Feed
 from distilledge.pipeline.training.loop import Plan, Trained, curves, train
 from distilledge.pipeline.training.objective import Objective
+from distilledge.pipeline.transfer import TRANSFER, strategy_inputs
 
 Taught = tuple[Checkpoint, Path]
 """A trained model and its directory."""
@@ -38,9 +39,13 @@ class Stage:
     report: Report
     pretraining: bool = False
     """Whether this is the language model before the task."""
+    from_scratch: bool = False
+    """Whether the network starts from random weights, whatever the recipe names."""
 
     @property
     def name(self) -> str:
+        if self.from_scratch:
+            return "scratch"
         return f"pretrain-{self.role}" if self.pretraining else self.role
 
     @property
@@ -83,21 +88,23 @@ def run_stage(stage: Stage, objective: Objective, feed: Feed, made: Made) -> Che
         metric="accuracy" if stage.pretraining else stage.recipe.metric,
         identity=_identity(stage, made),
     )
-    return _write(stage, made, train(objective, feed, plan, partial=stage.partial, report=stage.report))
+    return write(stage, made, train(objective, feed, plan, partial=stage.partial, report=stage.report))
 
 
 def _identity(stage: Stage, made: Made) -> str:
     parts = {
-        "part": stage.part.model_dump(mode="json"),
+        "part": stage.part.model_dump(mode="json", exclude=TRANSFER) | strategy_inputs(stage.part),
         "seed": stage.recipe.seed,
         "data": stage.splits.data_hash,
         "distill": stage.recipe.distill.model_dump(mode="json") if stage.role == "student" else None,
         **made.identity,
+        **({"from_scratch": True} if stage.from_scratch else {}),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _write(stage: Stage, made: Made, trained: Trained) -> Checkpoint:
+def write(stage: Stage, made: Made, trained: Trained) -> Checkpoint:
+    """Of a trained model: its files, and what is recorded of it."""
     digest = checkpoints.save_weights(made.finished(trained.state), stage.out)
     (stage.out / "curves.jsonl").write_text(curves(trained.rows), encoding="utf-8")
     size = made.profile()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distilledge.models.errors import UsageError
 from distilledge.models.losses_total import DistillationLoss
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import Checkpoint, Splits
 from distilledge.pipeline.training import many
 from distilledge.pipeline.training.events import Report
-from distilledge.pipeline.training.objective import Objective
 from distilledge.pipeline.training.picture_stage import class_weights, describe, input_spec, make_feed, new_model
-from distilledge.pipeline.training.stage import Stage, Taught, run_stage
+from distilledge.pipeline.training.stage import Stage, Taught
+from distilledge.pipeline.training.strategies import Subject, teach
 from distilledge.pipeline.training.views import ToInput
 
 
@@ -24,21 +25,28 @@ def finetune(
     report: Report,
     *,
     pretrained: Taught | None = None,
+    from_scratch: bool = False,
 ) -> Checkpoint:
-    """Train the recipe's teacher; see ``loop.train`` for what is raised. ``pretrained``: its language model (text)."""
+    """Train the recipe's teacher; see ``loop.train`` for what is raised. ``pretrained``: its language model (text).
+
+    ``from_scratch``: the same network with random weights.
+    """
     processes = many.process_count(recipe.teacher.training)
-    if processes > 1:
+    if processes > 1 and recipe.teacher.strategy.name == "progressive":
+        raise UsageError("E2471", "strategy progressive trains in one process", "export CUDA_VISIBLE_DEVICES=0")
+    if processes > 1 and recipe.teacher.strategy.name != "feature-extraction":
         job = many.Job(
             stage="teacher",
             recipe=recipe,
             splits=splits,
             data_dir=data_dir,
             pretrained=pretrained,
+            from_scratch=from_scratch,
             out=out,
             partial=partial,
         )
         return many.launch(job, processes, report)
-    stage = Stage("teacher", recipe, splits, data_dir, out, partial, report)
+    stage = Stage("teacher", recipe, splits, data_dir, out, partial, report, from_scratch=from_scratch)
     if recipe.is_text:
         from distilledge.pipeline.training.text_stage import train_teacher
 
@@ -51,6 +59,5 @@ def _on_pictures(stage: Stage) -> Checkpoint:
     loss = DistillationLoss(label_smoothing=stage.settings.label_smoothing, class_weights=class_weights(stage, samples))
     model, spec = new_model(stage), input_spec(stage)
     feed = make_feed(stage, samples, spec.height)
-    return run_stage(
-        stage, Objective(model, ToInput(spec), loss), feed, describe(stage, model, spec.height, len(samples))
-    )
+    made = describe(stage, model, spec.height, len(samples))
+    return teach(Subject(stage, model, ToInput(spec), feed), loss, made)

@@ -25,6 +25,7 @@ from distilledge.pipeline.training.counters import ADAPTERS, PROJECTIONS, weight
 from distilledge.pipeline.training.environment import prepare_accelerator, resolve_precision
 from distilledge.pipeline.training.objective import Guide, Objective, balanced_weights
 from distilledge.pipeline.training.stage import Made, Stage, Taught, run_stage
+from distilledge.pipeline.training.strategies import Subject, teach
 from distilledge.pipeline.training.text_augment import Changed
 from distilledge.pipeline.training.text_feed import TextFeed, Texts, encode, predict
 from distilledge.pipeline.training.text_start import Start, loaded, start
@@ -42,8 +43,7 @@ def train_teacher(stage: Stage, pretrained: Taught | None) -> Checkpoint:
     loss = DistillationLoss(
         label_smoothing=stage.settings.label_smoothing, class_weights=class_weights(stage, feed.labels)
     )
-    objective = Objective(model, nn.Identity(), loss, task=stage.recipe.task, tap=NoTap())
-    return run_stage(stage, objective, feed, made)
+    return teach(Subject(stage, model, nn.Identity(), feed), loss, made, task=stage.recipe.task, tap=NoTap())
 
 
 def train_student(

@@ -57,6 +57,7 @@ def start(stage: Stage, task: str, *, parent: Taught | None, pretrained: Taught 
     size = text_tokenizer.size(made)
     with weights_drawn(stage.recipe.seed):
         net = new_network(stage, task, encoder, special, size, parent=parent, pretrained=pretrained)
+        net = TextNet(net.architecture) if stage.from_scratch else net
     check_length(net.architecture["config"], longest)
     return Start(net, encoder, special)
 

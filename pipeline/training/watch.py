@@ -67,7 +67,7 @@ def non_finite(stage: str, position: Position, names: list[str], partial: Path) 
     path = partial / "bad_batch.json"
     atomic_write(path, json.dumps({**where, "pictures": names}, indent=1))
     role = stage.removeprefix("pretrain-")
-    key = ("teacher" if role == "teacher" else "student") + (".pretraining" if role != stage else "")
+    key = ("teacher" if role in ("teacher", "scratch") else "student") + (".pretraining" if role != stage else "")
     return RejectedError(
         "E3605",
         f"{stage}: the loss or its gradient is not finite at epoch {where['epoch']}, step {where['step']}: "

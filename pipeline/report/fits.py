@@ -1,0 +1,61 @@
+"""Trainings in words: whether a model overfitted, which epoch was kept, and whether transfer helped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distilledge.pipeline.record import Transfer
+from distilledge.pipeline.report.vocabulary import ReportContent
+
+RISE, FALL = 0.05, 0.02
+"""Of the validation loss over its least, that is called overfitting; below the epoch before, that is called falling."""
+
+
+def training_words(content: ReportContent) -> tuple[str, ...]:
+    """Lines for the report, one for each training, and the verdict on transfer."""
+    return (*content.fits, *([transfer_words(content.transfer)] if content.transfer else []))
+
+
+def fit_words(role: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence from a training's curves.
+
+    It overfits where the validation loss rose by more than 5 % above its least while the training loss went on falling.
+    The two are compared in size for models without a teacher alone: a student's training loss is another quantity.
+    """
+    held, learned = [float(r["loss"]) for r in rows], [float(r["train_loss"]) for r in rows]
+    if len(rows) < 2:
+        return f"{role}: {len(rows)} epoch, so its curve says nothing of overfitting."
+    least = min(range(len(held)), key=held.__getitem__)
+    gap = "" if role == "student" else f" (gap to the training loss {held[least] - learned[least]:+.2f} there)"
+    if held[-1] > held[least] * (1 + RISE) and learned[-1] < learned[least]:
+        return (
+            f"{role}: overfits. After epoch {least + 1} of {len(rows)} its validation loss rose from {held[least]:.3f} "
+            f"to {held[-1]:.3f}{gap} while its training loss fell from {learned[least]:.3f} to {learned[-1]:.3f}; "
+            "early_stopping, stronger augmentation or a frozen backbone would help."
+        )
+    if least == len(rows) - 1 and held[-1] < held[-2] * (1 - FALL):
+        return f"{role}: its validation loss was still falling at the last epoch, {len(rows)}: more epochs may help."
+    return (
+        f"{role}: no sign of overfitting; its validation loss was least, {held[least]:.3f}, at epoch {least + 1}{gap}."
+    )
+
+
+def transfer_words(found: Transfer) -> str:
+    words = {
+        "helped": "Transfer helped",
+        "hurt": "Transfer hurt (negative transfer)",
+        "undecided": "Whether transfer helped is undecided",
+    }
+    return f"{words[found.outcome]}: {gain_words(found)}."
+
+
+def gain_words(found: Transfer) -> str:
+    """The paired difference with its interval."""
+    name = found.metric.replace("_", " ")
+    return (
+        f"the teacher has {100 * found.teacher.value:.1f} % {name}, the same model from random weights "
+        f"{100 * found.scratch.value:.1f} %: {found.gain.value:+.1f} points "
+        f"[{found.gain.low:+.1f}, {found.gain.high:+.1f}] on {found.samples} test samples (McNemar p = "
+        f"{found.p_value:.2g})"
+    )

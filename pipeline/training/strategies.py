@@ -1,0 +1,168 @@
+"""How a teacher is made of pretrained weights: the table of strategies, each a function of what a training starts from.
+
+Where the recipe names none, all layers are fine-tuned as the training's settings say, and nothing here is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from distilledge.models import penalties, text_lora, transfer, vision_lora
+from distilledge.models.errors import UsageError
+from distilledge.models.losses_total import DistillationLoss
+from distilledge.models.penalties import Penalty
+from distilledge.models.text_net import TextNet
+from distilledge.models.transfer import Tuning
+from distilledge.pipeline import recipe_strategy as given
+from distilledge.pipeline.recipe_training import Lora
+from distilledge.pipeline.record import Checkpoint
+from distilledge.pipeline.training.counters import ADAPTERS, weights_drawn
+from distilledge.pipeline.training.feed import Feed
+from distilledge.pipeline.training.fisher import source_fisher
+from distilledge.pipeline.training.loop import Trained
+from distilledge.pipeline.training.objective import Objective, Tap
+from distilledge.pipeline.training.probe import Probe, probe
+from distilledge.pipeline.training.stage import Made, Stage, run_stage, write
+
+log = logging.getLogger("distilledge.training")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a strategy is applied to: a model with its start, and the data it would be trained on."""
+
+    stage: Stage
+    model: nn.Module
+    to_input: nn.Module
+    feed: Feed
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a strategy makes of it. None: as without one."""
+
+    tuning: Tuning | None = None
+    penalty: Penalty | None = None
+    model: nn.Module | None = None
+    feed: Feed | None = None
+    to_input: nn.Module | None = None
+    finished: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    """The kept state as it is saved."""
+    trained: Trained | None = None
+    """Where nothing is left to be trained."""
+    architecture: dict[str, Any] | None = None
+    """Added to the checkpoint's."""
+
+
+def teach(
+    subject: Subject, loss: DistillationLoss, made: Made, *, task: str = "image-classification", tap: Tap | None = None
+) -> Checkpoint:
+    """Train the subject's model by the recipe's strategy, and write it."""
+    stage, chosen = subject.stage, subject.stage.recipe.teacher.strategy
+    change = Change()
+    if not given.is_default(chosen):
+        log.info("teacher: strategy %s", chosen.name)
+        change = STRATEGIES[chosen.name](subject, given.arguments(chosen))
+    if change.finished is not None:
+        made = replace(made, finished=change.finished)
+    if change.architecture is not None:
+        made = replace(made, architecture={**made.architecture, **change.architecture})
+    if change.trained is not None:
+        return write(stage, made, change.trained)
+    objective = Objective(
+        change.model or subject.model,
+        change.to_input or subject.to_input,
+        loss,
+        tap=tap,
+        task=task,
+        tuning=change.tuning,
+        penalty=change.penalty,
+    )
+    return run_stage(stage, objective, change.feed or subject.feed, made)
+
+
+def fine_tune(subject: Subject, arguments: given.FineTune) -> Change:
+    if arguments.layers is None:
+        return Change()
+    return Change(_tuning(subject, top=arguments.layers + 1))
+
+
+def discriminative(subject: Subject, arguments: given.Discriminative) -> Change:
+    return Change(_tuning(subject, decay=arguments.decay))
+
+
+def progressive(subject: Subject, arguments: given.Progressive) -> Change:
+    opened = {"epoch": transfer.by_epoch, "plateau": transfer.by_plateau}[arguments.by]
+    return Change(_tuning(subject, opened=opened(arguments.epochs)))
+
+
+def l2_sp(subject: Subject, arguments: given.L2SP) -> Change:
+    tuning = replace(_tuning(subject), decays_weights=False)  # the penalty takes weight decay's place
+    return Change(tuning, penalties.l2_sp(subject.model, tuning.groups[-1], arguments.alpha, arguments.beta))
+
+
+def ewc(subject: Subject, arguments: given.EWC) -> Change:
+    if isinstance(subject.model, TextNet):
+        raise UsageError("E2466", "strategy ewc is of pictures", "use l2-sp, or lora")
+    tuning = _tuning(subject)
+    fisher = source_fisher(subject.stage, arguments, [name for names in tuning.groups[:-1] for name in names])
+    return Change(tuning, penalties.ewc(subject.model, fisher, arguments.strength))
+
+
+def lora(subject: Subject, arguments: Lora) -> Change:
+    start, head = subject.model, transfer.layer_groups(subject.model)[-1]
+    sizes = (arguments.rank, arguments.alpha, arguments.dropout)
+    with weights_drawn(subject.stage.recipe.seed, ADAPTERS):
+        model = text_lora.add(start, *sizes) if isinstance(start, TextNet) else vision_lora.add(start, *sizes)
+    names = [name for name, _ in model.named_parameters()]
+    adapters = tuple(name for name in names if ".lora_" in name)
+    rest = tuple(name for name in names if name not in {*adapters, *head})
+
+    def finished(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        model.load_state_dict(state)
+        return vision_lora.merge(model).state_dict()
+
+    return Change(Tuning((rest, adapters, head), top=2), model=model, finished=finished)
+
+
+def feature_extraction(subject: Subject, arguments: given.FeatureExtraction) -> Change:
+    made: Probe = probe(subject.stage, subject.model, subject.to_input, subject.feed, arguments)
+    return Change(
+        made.tuning,
+        model=made.head,
+        feed=made.feed,
+        to_input=nn.Identity(),
+        finished=made.finished,
+        trained=made.trained,
+        architecture=made.architecture,
+    )
+
+
+STRATEGIES: dict[str, Callable[[Subject, Any], Change]] = {
+    "fine-tune": fine_tune,
+    "discriminative": discriminative,
+    "feature-extraction": feature_extraction,
+    "progressive": progressive,
+    "l2-sp": l2_sp,
+    "ewc": ewc,
+    "lora": lora,
+}
+"""Name in a recipe -> what it makes of a model; ``recipe_strategy.ARGUMENTS`` says what each takes."""
+
+
+def _tuning(
+    subject: Subject, *, top: int | None = None, decay: float | None = None, opened: transfer.Opened | None = None
+) -> Tuning:
+    """Raises ``UsageError`` where more groups are wanted than there are."""
+    groups = transfer.layer_groups(subject.model)
+    if top is not None and top > len(groups):
+        raise UsageError(
+            "E2467", f"layers: {top - 1}, but the model has {len(groups) - 1} below its head", "leave layers out"
+        )
+    own = subject.stage.settings.layer_decay
+    return Tuning(groups, top=top, decay=own if decay is None else decay, opened=opened)
