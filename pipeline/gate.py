@@ -2,7 +2,8 @@
 
 Every check of an estimate is a non-inferiority test at its 95 % interval: it *holds* when the whole interval lies
 within the limit, *fails* when the whole interval lies beyond it, and is *inconclusive* when the interval straddles the
-limit, with the number of pictures or texts that would decide. A small test set therefore leaves honest "inconclusive"
+limit, with the number of pictures or texts that would decide. A latency that other load, heat or a moving clock has
+touched (``fairness.NOT_COMPARED``) decides nothing: its check is inconclusive, whatever the number. A small test set therefore leaves honest "inconclusive"
 verdicts, never a pass by default: with 200 pictures and no disagreement at all, a drop of 1 point can just be excluded.
 
 Each runtime *ships* its most compressed file; the run's outcome is the worst of those. The other files are steps on the
@@ -23,6 +24,7 @@ from distilledge.pipeline.recipe import Budget, Recipe
 from distilledge.pipeline.record import Check, ExportResult, Measurements, Scores, Verdict, Verdicts
 from distilledge.pipeline.stats import Estimate
 from distilledge.targets.base import Exported, Measurement, Predictions
+from distilledge.targets.fairness import not_compared
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
@@ -199,8 +201,17 @@ def _device_checks(evidence: Evidence, file: Exported, budget: Budget) -> tuple[
     rss = Estimate(value=max(launch.peak_rss_bytes for launch in timing.launches) / MB)
     checks = [size, _check(RSS, rss, budget.max_peak_rss_mb)]
     if p50 is not None:
-        checks.insert(0, _check(P50, p50, budget.max_latency_ms, note))
+        checks.insert(0, _undecided(_check(P50, p50, budget.max_latency_ms, note), timing))
     return checks, _slow_int8(evidence, timing)
+
+
+def _undecided(check: Check, timing: Measurement) -> Check:
+    """Inconclusive where the timing is flagged as one that says nothing of the file."""
+    flags = not_compared(timing.flags)
+    if not flags or check.limit is None:
+        return check
+    note = f"{check.note}; flagged {' '.join(flags)}: not compared, measure again on a quiet device"
+    return check.model_copy(update={"outcome": "inconclusive", "note": note})
 
 
 def latency_ms(timing: Measurement, q: float, seed: int) -> Estimate | None:
@@ -220,7 +231,9 @@ def _slow_int8(evidence: Evidence, timing: Measurement) -> list[str]:
     if not slower:
         return []
     ratio, precision = max(slower, key=lambda pair: pair[0].value)
-    return [f"int8 is slower than float ({ratio.value:.2g}x {precision})"]
+    flags = not_compared(timing.flags)
+    doubt = f", in a measurement flagged {' '.join(flags)}" if flags else ""
+    return [f"int8 is slower than float ({ratio.value:.2g}x {precision}){doubt}"]
 
 
 def latency_ratio(timing: Measurement, other: Measurement, seed: int) -> Estimate | None:

@@ -39,12 +39,14 @@ from distilledge.pipeline.recipe_training import (
     Training,
 )
 from distilledge.targets.base import Precision, RuntimeName
+from distilledge.targets.protocol import CoolDown, Scenario
 
 __all__ = [
     "METRICS",
     "Augment",
     "Budget",
     "Columns",
+    "CoolDown",
     "Count",
     "Data",
     "Distill",
@@ -63,6 +65,7 @@ __all__ = [
     "Pretraining",
     "RandAugment",
     "Recipe",
+    "Scenario",
     "Size",
     "SplitFractions",
     "Student",
@@ -162,6 +165,17 @@ class Measure(Value):
     """Pictures (or texts) timed from file (or string) to answer, in each launch."""
     lengths: tuple[Count, ...] = ()
     """Text: every file is also timed at each of these numbers of tokens."""
+    scenarios: tuple[Scenario, ...] = ()
+    """Beside single-stream: ``{name: offline}``, ``{name: fixed-rate, fps: 15}``, ``{name: sustained}``."""
+    previous: str = ""
+    """The folder of an earlier run, or a model file of one: timed in turn with teacher and student."""
+    tries: Count = 1
+    """Whole measurements; from 2 on the report says whether they agree within 5 % (MLPerf Mobile: 5)."""
+    cool_down: CoolDown = CoolDown()
+    audits: bool = False
+    """MLPerf's TEST01 (timed outputs are real) and TEST04 (no sample is cached) of every file."""
+    energy_seconds: NotNegative = 0.0
+    """Five times so long idle and so long busy, where the device has an energy counter; 0: not measured."""
 
 
 class Budget(Value):

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from distilledge.models.base import Value
 from distilledge.pipeline.recipe import Recipe, TaskName
 from distilledge.targets.base import Exported, Measurement, Predictions
+from distilledge.targets.protocol import Audit, Energy, ScenarioRun, Tries
 
 Split = Literal["train", "validation", "test", "unlabelled"]
 Role = Literal["teacher", "student", "control"]
@@ -142,6 +143,11 @@ class ExportResult(Value):
 
 class Measurements(Value):
     items: tuple[Measurement, ...]
+    """Single stream."""
+    scenarios: tuple[ScenarioRun, ...] = ()
+    audits: tuple[Audit, ...] = ()
+    tries: tuple[Tries, ...] = ()
+    energies: tuple[Energy, ...] = ()
 
 
 class Scores(Value):

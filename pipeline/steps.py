@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilledge.models.errors import RejectedError
+from distilledge.models.errors import RejectedError, UsageError
 from distilledge.pipeline.data.content import content_hash, unlabelled_hash
 from distilledge.pipeline.data.listing import expand
-from distilledge.pipeline.recipe import ExportTarget, Recipe, Student, Teacher
+from distilledge.pipeline.recipe import ExportTarget, Measure, Recipe, Student, Teacher
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.store import fingerprint
 from distilledge.targets.saturation import saturates
@@ -30,7 +30,7 @@ VERSIONS = {
     "measure": 1,
     "predict": 1,
     "score": 1,
-    "gate": 1,
+    "gate": 2,
     "report": 1,
 }
 """Raised where a change of the code changes what a stage makes from the same inputs."""
@@ -262,10 +262,31 @@ def export_packages(recipe: Recipe, runtime: str) -> tuple[str, ...]:
     return (*own, "onnx", "onnxscript") if recipe.is_text and runtime == "openvino" else own
 
 
+PROTOCOL = ("scenarios", "previous", "tries", "cool_down", "audits", "energy_seconds")
+"""Fields of ``measure`` that came later."""
+
+
+def asks_previous(recipe: Recipe, part: str) -> bool:
+    return part == "measure" and recipe.measure.previous != ""
+
+
+def previous_place(place: str) -> Path:
+    """The run.json or the model file that ``measure.previous`` means. Raises ``UsageError``."""
+    path = Path(expand(place))
+    path = path / "run.json" if path.is_dir() else path
+    if not path.is_file():
+        raise UsageError("E2450", f"no previous release: {path}", "name the folder of a run, or a model file of one")
+    return path
+
+
 def _downstream(recipe: Recipe, data: Step, exports: list[Step], part: str) -> dict[str, Any]:
     other = {"device"} if part == "measure" else set()  # its card stands beside
     other |= {"lengths"} if part == "measure" and not recipe.is_text else set()
+    if part == "measure":  # what asks for nothing has no part in the name of what is made
+        other |= {name for name in PROTOCOL if getattr(recipe.measure, name) == Measure.model_fields[name].default}
+    earlier = {"previous": file_hash(previous_place(recipe.measure.previous))} if asks_previous(recipe, part) else {}
     return {
+        **earlier,
         "data": data.fingerprint,
         part: getattr(recipe, part).model_dump(mode="json", exclude=other),
         "files": {e.name: e.fingerprint for e in exports},

@@ -10,32 +10,32 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from distilledge.models.base import Value
-from distilledge.targets.base import Exported, Launch, Measurement, Predictions
+from distilledge.targets.base import Exported, Launch, Measurement, Predictions, Rest
 from distilledge.targets.devices.base import Device, Message, WorkerHandle
-from distilledge.targets.fairness import fairness_flags, machine_flags
+from distilledge.targets.fairness import fairness_flags, machine_flags, short, warnings_of
 from distilledge.targets.samples import Samples, is_text, key, timed_arrays
+from distilledge.targets.steady import Steady
 
 BLOCK_SECONDS = 0.12
-"""Aim of a block's length. A switch leaves cold caches, so one untimed inference leads each block."""
+"""A block's length. A switch leaves cold caches, so one untimed inference leads each block."""
 ROWS = 32
 """Pictures or texts that the timed inferences cycle through."""
-LOAD_SECONDS = 300.0
-ANSWER_SECONDS = 60.0
+LOAD_SECONDS, ANSWER_SECONDS = 300.0, 60.0
 
 
 class Candidate(Value):
     """A file to be timed or scored; ``exported.files`` are relative to ``directory``."""
 
     name: str
-    role: Literal["teacher", "student", "control"]
+    role: Literal["teacher", "student", "control", "previous"]
     directory: str
     exported: Exported
 
@@ -60,6 +60,9 @@ class Lane:
         self.end_to_end_ns: list[int] = []
         self.cpu_ns = self.wall_ns = self.involuntary_switches = self.peak_rss_bytes = 0
         self.waited_ns: int | None = 0
+        self.disturbed: list[int] | None = []
+        self.major_faults: int | None = 0
+        self.rest: Rest | None = None
         self.typical_ns = loaded["first_inference_ns"]
         self.last_block = Progress(0, 0.0)
 
@@ -74,6 +77,7 @@ class Lane:
         block = self._block(n, 1 if n > 2 else 0)
         self.typical_ns = max(1, round(statistics.median(block["latency_ns"])))
         self.last_block = Progress(n, block["wall_ns"] / 1e9)
+        self._note(block)
         self.latency_ns += block["latency_ns"]
         self.cpu_ns += block["cpu_ns"]
         self.wall_ns += block["wall_ns"]
@@ -81,6 +85,13 @@ class Lane:
         self.peak_rss_bytes = block["peak_rss_bytes"]
         waited = block["waited_ns"]
         self.waited_ns = None if waited is None or self.waited_ns is None else self.waited_ns + waited
+
+    def _note(self, block: dict[str, Any]) -> None:
+        """Signs of disturbance, where the worker sees them. Before the block's latencies are added."""
+        disturbed, faults, first = block.get("disturbed"), block.get("major_faults"), len(self.latency_ns)
+        known = disturbed is not None and self.disturbed is not None
+        self.disturbed = [*(self.disturbed or ()), *(first + i for i in disturbed or ())] if known else None
+        self.major_faults = None if faults is None or self.major_faults is None else self.major_faults + faults
 
     def _block(self, n: int, lead: int) -> dict[str, Any]:
         timeout = ANSWER_SECONDS + 50 * (n + lead) * self.typical_ns / 1e9
@@ -101,6 +112,9 @@ class Lane:
             wall_ns=self.wall_ns,
             waited_ns=self.waited_ns,
             involuntary_switches=self.involuntary_switches,
+            disturbed=None if self.disturbed is None else tuple(self.disturbed),
+            major_faults=self.major_faults,
+            rest=self.rest,
         )
 
 
@@ -117,16 +131,19 @@ def measure(  # noqa: PLR0913 (a protocol's settings, all by keyword)
     quick: bool,
     inputs: Samples,
     length: int | None = None,
+    steady: Steady | None = None,
 ) -> tuple[Measurement, ...]:
     """Time one runtime's candidates, interleaved, until each has ``samples`` and ``min_seconds`` over all launches.
 
     ``threads`` 0: all cores. ``inputs``: read by each candidate's own input spec; ``end_to_end`` of them are timed from
     file or string to class in each launch, after peak memory is read. ``length``: every text has so many tokens.
-    ``quick`` only labels. Raises what ``WorkerHandle.request`` raises.
+    ``quick`` only labels. ``steady``: cools down and watches the clock. Raises what ``WorkerHandle.request`` raises.
     """
     if not inputs.rows:
         raise ValueError("pictures or texts are needed to be timed on")
     collected: list[list[Lane]] = [[] for _ in candidates]
+    steady = steady or Steady(clock=False)
+    steady.begin()
     with tempfile.TemporaryDirectory(prefix="distilledge-measure-") as folder:
         requests = _inputs(candidates, device, inputs.spread(ROWS), length, Path(folder))
         whole = inputs.cycled(end_to_end)
@@ -139,19 +156,31 @@ def measure(  # noqa: PLR0913 (a protocol's settings, all by keyword)
                     _open(stack, c, device, request, threads, _sum(done))
                     for c, request, done in zip(candidates, requests, collected, strict=True)
                 ]
+                rest = steady.before([lane.worker for lane in lanes])
                 for lane in lanes:
                     _beat(lanes)
+                    lane.rest = rest
                     lane.warm(warmup)
                 facts.append(lanes[0].worker.request({"op": "facts"}, ANSWER_SECONDS))
                 interleave(lanes, *goal)
                 facts.append(lanes[0].worker.request({"op": "facts"}, ANSWER_SECONDS))
+                steady.spin(lanes[0].worker)
                 _end_to_end(lanes, candidates, list(whole.parts(pushed, 8)))
             for done, lane in zip(collected, lanes, strict=True):
                 done.append(lane)
     flags = machine_flags(facts[0]["counters"], facts[-1]["counters"], emulated=facts[0]["card"]["emulated"])
+    flags += steady.flags() + warnings_of(facts[0], facts[-1])
     pairs = zip(candidates, collected, strict=True)
     made = [_measurement(c, lanes, warmup, quick=quick, card=facts[0]["card"], machine=flags) for c, lanes in pairs]
     return mark_slow_int8([m.model_copy(update={"length": length}) for m in made])
+
+
+@contextmanager
+def opened(candidate: Candidate, device: Device, *, threads: int, inputs: Samples) -> Iterator[Lane]:
+    """One file by itself: a worker that has loaded it and ``ROWS`` of its inputs."""
+    with tempfile.TemporaryDirectory(prefix="distilledge-alone-") as folder, ExitStack() as stack:
+        (rows,) = _inputs([candidate], device, inputs.spread(ROWS), None, Path(folder))
+        yield _open(stack, candidate, device, rows, threads, Progress(0, 0.0))
 
 
 def interleave(lanes: Sequence[Lane], samples: float, seconds: float) -> None:
@@ -297,5 +326,5 @@ def _measurement(
         launches=launches,
         runtime_version=loaded["runtime_version"],
         execution_precision=loaded["execution_precision"],
-        flags=tuple(dict.fromkeys(fairness_flags(launches, threads=loaded["threads"]) + machine)),
+        flags=tuple(dict.fromkeys(fairness_flags(launches, threads=loaded["threads"]) + machine + short(launches))),
     )

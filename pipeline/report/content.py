@@ -32,6 +32,7 @@ from distilledge.pipeline.record import (
 )
 from distilledge.pipeline.report import answers, results, text_answers
 from distilledge.pipeline.report.answers import Pair, Pictures
+from distilledge.pipeline.report.protocol import protocol_content
 from distilledge.pipeline.report.vocabulary import BesideHost, Curve, DataSummary, ReportContent, StageLine, Tokenizer
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec
@@ -79,6 +80,7 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         pictures=len(evidence.labels),
         files=files,
         timings=timed,
+        protocol=protocol_content(stages.measurements, run.recipe.seed),
         device=stages.measurements.items[0].device if stages.measurements.items else {},
         beside_host=tuple(
             BesideHost(name=i.name, agreement=i.host_agreement, max_abs=i.host_max_abs)

@@ -25,6 +25,7 @@ def markdown(content: ReportContent) -> str:
         _grid([c.title for c in columns(content)], [[str(cell) for cell in row.cells] for row in rows(content)]),
         *_teacher_worth(content),
         *_lengths(content),
+        *_protocol(content),
         *_precisions(content),
         *_parity(content),
         *_data(content),
@@ -68,6 +69,14 @@ def _lengths(content: ReportContent) -> list[str]:
     if not lines:
         return []
     return ["## Latency by length", "", _grid(titles, [[str(cell) for cell in line] for line in lines])]
+
+
+def _protocol(content: ReportContent) -> list[str]:
+    tables = content.protocol.tables
+    parts = [
+        part for t in tables for part in (f"### {t.title}", "", plain(t.explanation), "", _grid(t.columns, t.rows))
+    ]
+    return ["## Protocol", "", *parts] if tables else []
 
 
 def _precisions(content: ReportContent) -> list[str]:

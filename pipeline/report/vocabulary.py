@@ -8,6 +8,7 @@ from distilledge.models.base import Value
 from distilledge.pipeline.gate import Outcome
 from distilledge.pipeline.recipe import MetricName, Recipe
 from distilledge.pipeline.record import Checkpoint, Parity, Verdict
+from distilledge.pipeline.report.protocol import ProtocolContent
 from distilledge.pipeline.stats import Bin, Estimate
 
 
@@ -50,6 +51,8 @@ class FileResult(Value):
     launch_medians_ms: tuple[float, ...]
     shipped: bool
     """The file that its runtime ships."""
+    not_compared: tuple[str, ...] = ()
+    """Flags of its timing by which its ratios say nothing."""
     verdict: Verdict | None
 
 
@@ -233,6 +236,7 @@ class ReportContent(Value):
     files: tuple[FileResult, ...]
     """The teacher's first."""
     timings: tuple[Timing, ...]
+    protocol: ProtocolContent = ProtocolContent()
     device: dict[str, Any]
     beside_host: tuple[BesideHost, ...] = ()
     """Empty where this machine is the device."""

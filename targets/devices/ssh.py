@@ -45,7 +45,10 @@ TRIES, PAUSE_SECONDS = 3, 2.0
 ANSWER_SECONDS = 120.0
 PIECE_BYTES = 512 << 10
 """Sent in one request, before base64."""
-SENT = ("worker.py", "rows.py", "session.py", "files.py", "preprocess.py", "text.py", "facts.py")
+SENT = (
+    *("worker.py", "rows.py", "session.py", "files.py", "preprocess.py", "text.py", "facts.py"),
+    *("scenario.py", "energy.py"),
+)
 """Of ``ondevice``: what a worker is made of."""
 TRUSTS_ANY = re.compile(r"\s*stricthostkeychecking[\s=]+[\"']?(no|off)\b", re.IGNORECASE)
 

@@ -52,6 +52,9 @@ class Session(Protocol):
     def calls(self, rows: Rows) -> list[Callable[[], object]]:
         """One function per row that runs one inference on it, results left in the runtime: what is timed."""
 
+    def output(self, result: Any) -> FloatArray:
+        """The logits of the last call, float32, flat or (L, K); ``result``: what the call returned."""
+
 
 def open_session(path: str, runtime: str, threads: int, precision: str = "fp32") -> Session:
     """Load a model file. ``threads`` 0: all cores this process may use. Raises whatever the runtime raises."""
@@ -111,6 +114,9 @@ class OnnxSession:
     def calls(self, rows: Rows) -> list[Callable[[], object]]:
         return [self._call(one) for one in _single(rows)]
 
+    def output(self, result: Any) -> FloatArray:
+        return _one(result[0], self._text)
+
     def _call(self, row: npt.NDArray[Any]) -> Callable[[], object]:
         run, outputs, feed = self._session.run, [self._output], {self._input.name: row}
         return lambda: run(outputs, feed)
@@ -155,6 +161,9 @@ class OpenvinoSession:
     def calls(self, rows: Rows) -> list[Callable[[], object]]:
         return [self._call(one) for one in _single(rows)]
 
+    def output(self, result: Any) -> FloatArray:  # noqa: ARG002 (it lies in the request)
+        return _one(np.array(self._request.get_output_tensor(0).data, np.float32), self._text)
+
     def _call(self, row: npt.NDArray[Any]) -> Callable[[], object]:
         tensor, put, infer = (
             self._ov.Tensor(row, shared_memory=True),
@@ -194,10 +203,16 @@ class TfliteSession:
     def run(self, rows: Rows) -> FloatArray:
         outputs = []
         for call in self.calls(rows):
-            result = call()
-            found = self._interpreter.get_tensor(self._out) if result is None else next(iter(result.values()))
-            outputs.append(self._dequantised(found))
+            outputs.append(self._found(call()))
         return _stack(outputs, self._text)
+
+    def output(self, result: Any) -> FloatArray:
+        return _one(self._found(result), self._text)
+
+    def _found(self, result: dict[str, npt.NDArray[Any]] | None) -> FloatArray:
+        return self._dequantised(
+            self._interpreter.get_tensor(self._out) if result is None else next(iter(result.values()))
+        )
 
     def calls(self, rows: Rows) -> list[Callable[[], Any]]:
         return [self._call(one) for one in _single(rows)]
@@ -262,7 +277,12 @@ def _single(rows: Rows) -> list[npt.NDArray[Any]]:
 
 
 def _stack(outputs: Sequence[npt.NDArray[Any]], text: bool) -> FloatArray:
-    return stack([np.asarray(o, np.float32)[0] if text else np.asarray(o, np.float32).reshape(-1) for o in outputs])
+    return stack([_one(o, text) for o in outputs])
+
+
+def _one(output: npt.NDArray[Any], text: bool) -> FloatArray:
+    """Without the batch."""
+    return np.asarray(output, np.float32)[0] if text else np.asarray(output, np.float32).reshape(-1)
 
 
 def stack(outputs: Sequence[FloatArray], length: int = 0) -> FloatArray:

@@ -35,18 +35,19 @@ if not __package__:  # started as a program: our folder goes last, so that no fi
 import numpy as np
 
 if __package__:
-    from distilledge.targets.ondevice import facts
-    from distilledge.targets.ondevice.files import IntegrityMismatch, check_integrity, timed, write_array
+    from distilledge.targets.ondevice import energy, facts, scenario
+    from distilledge.targets.ondevice.files import IntegrityMismatch, check_integrity, write_array
     from distilledge.targets.ondevice.preprocess import BadPicture
     from distilledge.targets.ondevice.rows import Pictures, Texts
     from distilledge.targets.ondevice.session import Session, import_runtime, installed_version, open_session, stack
     from distilledge.targets.ondevice.text import BadText, WrongTokenizer, pad
 else:
+    import energy  # type: ignore[import-not-found,no-redef]
     import facts  # type: ignore[import-not-found,no-redef]
+    import scenario  # type: ignore[import-not-found,no-redef]
     from files import (  # type: ignore[import-not-found,no-redef]
         IntegrityMismatch,
         check_integrity,
-        timed,
         write_array,
     )
     from preprocess import BadPicture  # type: ignore[import-not-found,no-redef]
@@ -82,7 +83,15 @@ class Worker:
             "end_to_end": self.end_to_end,
             "score": self.score,
             "runtime": lambda request: {"runtime_version": installed_version(request["runtime"])},
-            "facts": lambda _: {"card": facts.device_card(), "counters": facts.counters()},
+            "facts": lambda _: {
+                "card": facts.device_card(),
+                "counters": facts.counters(),
+                "operations": sorted(self.operations),
+            },
+            "counters": lambda _: {"counters": facts.counters()},
+            "spin": scenario.spin,
+            "paced": lambda request: scenario.paced(self._calls, request),
+            "energy": lambda request: energy.measured(self._calls, request),
         }
 
     def load(self, request: Message) -> Message:
@@ -121,27 +130,38 @@ class Worker:
         return {"rows": len(rows)}
 
     def block(self, request: Message) -> Message:
-        """Time ``n`` inferences after ``lead`` untimed ones."""
-        calls = self._calls
+        """Time ``n`` inferences after ``lead`` untimed ones; ``only``: of that row again and again.
+
+        ``sample``: numbers of inferences whose outputs are returned too.
+        """
+        calls = self._calls[request["only"] :][:1] if "only" in request else self._calls
         if not calls:
             raise ValueError("no inputs are loaded")
+        session = self._loaded
         for call in islice(cycle(calls), request.get("lead", 0)):
             call()
         gc.collect()
         gc.disable()
-        waited, switches = facts.waited_ns(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        waited, usage = facts.waited_ns(), resource.getrusage(resource.RUSAGE_SELF)
         cpu, wall = time.process_time_ns(), time.perf_counter_ns()
-        latency_ns = timed(islice(cycle(calls), request["n"]))
+        block = scenario.timed_block(
+            calls,
+            request["n"],
+            single=session.threads == 1,
+            sample=request.get("sample", ()),
+            output=lambda result: session.output(result).tolist(),
+        )
         wall, cpu = time.perf_counter_ns() - wall, time.process_time_ns() - cpu
-        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches
+        after = resource.getrusage(resource.RUSAGE_SELF)
         waited_after = facts.waited_ns()
         gc.enable()
         return {
-            "latency_ns": latency_ns,
+            **block,
             "cpu_ns": cpu,
             "wall_ns": wall,
             "waited_ns": None if waited is None or waited_after is None else max(0, waited_after - waited),
-            "involuntary_switches": switches,
+            "involuntary_switches": after.ru_nivcsw - usage.ru_nivcsw,
+            "major_faults": after.ru_majflt - usage.ru_majflt,
             "peak_rss_bytes": facts.status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
 
