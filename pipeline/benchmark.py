@@ -55,7 +55,9 @@ def measure_exports(
 ) -> Measurements:
     """Time every file of each runtime, interleaved with that runtime's teacher, for each thread count.
 
-    Then what the recipe asks for beside. Texts are timed as they are, then at each of ``settings.lengths`` that all files take; there from ids only.
+    Then what the recipe asks for beside.
+
+    Texts are timed as they are, then at each of ``settings.lengths`` that all files take; there from ids only.
     """
     steady = Steady(settings.cool_down, clock=not settings.quick)
     items: list[Measurement] = []

@@ -3,7 +3,8 @@
 Every check of an estimate is a non-inferiority test at its 95 % interval: it *holds* when the whole interval lies
 within the limit, *fails* when the whole interval lies beyond it, and is *inconclusive* when the interval straddles the
 limit, with the number of pictures or texts that would decide. A latency that other load, heat or a moving clock has
-touched (``fairness.NOT_COMPARED``) decides nothing: its check is inconclusive, whatever the number. A small test set therefore leaves honest "inconclusive"
+touched (``fairness.NOT_COMPARED``) decides nothing: its check is inconclusive, whatever the number. A small test
+set therefore leaves honest "inconclusive"
 verdicts, never a pass by default: with 200 pictures and no disagreement at all, a drop of 1 point can just be excluded.
 
 Each runtime *ships* its most compressed file; the run's outcome is the worst of those. The other files are steps on the

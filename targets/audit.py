@@ -50,7 +50,8 @@ def judge_outputs(name: str, timed: list[tuple[int, Array]], scored: Array) -> A
     worst = 0.0
     for row, logits in timed:
         expected = scored[row][: len(logits)] if logits.ndim == 2 else scored[row]
-        worst = max(worst, float(np.abs(logits - expected).max()) if logits.shape == expected.shape else np.inf)
+        apart = float(np.abs(logits - expected).max()) if logits.shape == expected.shape else np.inf
+        worst = max(worst, apart if np.isfinite(apart) else np.inf)  # max() would pass over a NaN
     worst = min(worst / largest, 1e9) if np.isfinite(worst) else 1e9
     outcome: AuditOutcome = "passes" if worst <= TOLERANCE else "fails"
     figure = Interval(value=worst, low=worst, high=worst)

@@ -117,8 +117,8 @@ def _sustained(runs: Sequence[ScenarioRun]) -> Table:
         rows.append((r.name, str(len(s.minutes)), kept, after, heat, clock, _flags(r.flags)))
     return Table(
         title="Sustained",
-        explanation="Retention: throughput of the last minute over that of the first. Throttled: the first minute whose "
-        "p50 is more than 5 % above the first's.",
+        explanation="Retention: throughput of the last minute over that of the first. Throttled: the first minute "
+        "whose p50 is more than 5 % above the first's.",
         columns=("File", "Minutes", "Retention", "Throttled after", "Hottest", "Slowest core", "Flags"),
         rows=tuple(rows),
     )
