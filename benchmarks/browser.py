@@ -33,7 +33,8 @@ from distilledge.targets.devices.base import Device, WorkerHandle
 from distilledge.targets.devices.browser import BrowserDevice
 from distilledge.targets.devices.browser_worker import RUNTIMES
 from distilledge.targets.devices.local import LocalDevice
-from distilledge.targets.measure import BLOCK_SECONDS, Candidate, score
+from distilledge.targets.lane import BLOCK_SECONDS
+from distilledge.targets.measure import Candidate, score
 from distilledge.targets.ondevice.preprocess import InputSpec, preprocess
 from distilledge.targets.samples import pictures
 

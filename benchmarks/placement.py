@@ -24,7 +24,7 @@ import numpy as np
 from distilledge import targets
 from distilledge.targets.base import Deployable
 from distilledge.targets.devices.local import LocalDevice
-from distilledge.targets.ondevice.session import installed_version
+from distilledge.targets.ondevice.runtimes import installed_version
 from distilledge.targets.placement import File, profile
 from distilledge.targets.units import Placement, unit_flags
 

@@ -13,7 +13,9 @@ import numpy as np
 
 from distilledge.pipeline.decode import as_row
 from distilledge.pipeline.outcomes import write_outcomes
+from distilledge.pipeline.previous import check_previous, previous_files
 from distilledge.pipeline.profile import write_profiles
+from distilledge.pipeline.protocol import Beside, measure_beside, with_audits
 from distilledge.pipeline.recipe import Measure, TaskName, Units
 from distilledge.pipeline.record import ExportResult, Measurements, Sample, Scores, TextRow
 from distilledge.targets.base import Exported, Measurement, Predictions
@@ -22,7 +24,10 @@ from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.measure import Candidate, measure, score
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec
 from distilledge.targets.placement import with_placement
+from distilledge.targets.protocol import Tries
 from distilledge.targets.samples import Samples, is_text, pictures
+from distilledge.targets.steady import Steady
+from distilledge.targets.tries import compare_tries, joined
 from distilledge.targets.units import Profile, Profiles
 
 DEFAULT_UNITS = Units()
@@ -62,31 +67,73 @@ def measure_exports(
 ) -> Measurements:
     """Time every file of each runtime, interleaved with that runtime's teacher, for each thread count.
 
+    Then what the recipe asks for beside.
+
     Texts are timed as they are, then at each of ``settings.lengths`` that all files take; there from ids only.
     Where each file's operations run is read back afterwards; ``out``: its layers are written there, as profile.json.
     """
+    steady = Steady(settings.cool_down, clock=not settings.quick)
     items: list[Measurement] = []
     profiles: dict[tuple[str, int], Profile] = {}
-    for runtime in dict.fromkeys(result.runtime for result, _ in exports):
-        group = [candidate(r, f, d, settings.units) for r, d in exports if r.runtime == runtime for f in r.files]
+    tries: list[Tries] = []
+    beside: list[Beside] = []
+    groups = groups_of(exports, settings)
+    for group in groups:
         for threads, length in product(settings.threads, (None, *lengths_of(group, settings))):
-            made = measure(
-                group,
-                device,
-                threads=threads,
-                samples=QUICK_SAMPLES if settings.quick else settings.samples,
-                min_seconds=0.0 if settings.quick else settings.min_seconds,
-                launches=1 if settings.quick else settings.launches,
-                warmup=settings.warmup,
-                end_to_end=settings.end_to_end if length is None else 0,
-                quick=settings.quick,
-                inputs=inputs,
-                length=length,
-            )
-            items += with_placement(made, group, device, threads, profiles)
+            made = [
+                measure_once(group, inputs, settings, device, threads=threads, length=length, steady=steady)
+                for _ in range(settings.tries)
+            ]
+            items += with_placement(joined(made), group, device, threads, profiles)
+            tries += compare_tries(made) if settings.tries > 1 else ()
+        beside.append(measure_beside(group, inputs, settings, device))
     if out is not None:
         write_profiles(Profiles(items=tuple(profiles.values())), out)
-    return Measurements(items=tuple(items))
+    audits = tuple(a for b in beside for a in b.audits)
+    return Measurements(
+        items=tuple(with_audits(items, audits)),
+        scenarios=tuple(r for b in beside for r in b.scenarios),
+        audits=audits,
+        tries=tuple(tries),
+        energies=tuple(e for b in beside for e in b.energies),
+    )
+
+
+def groups_of(exports: Sequence[tuple[ExportResult, Path]], settings: Measure) -> list[list[Candidate]]:
+    """The files that take turns: those of one runtime, and those of the previous release for it."""
+    groups = []
+    for runtime in dict.fromkeys(result.runtime for result, _ in exports):
+        earlier = previous_files(settings.previous, runtime) if settings.previous else []
+        own = [candidate(r, f, d, settings.units) for r, d in exports if r.runtime == runtime for f in r.files]
+        groups.append([*own, *earlier])
+    check_previous(settings.previous, sum(c.role == "previous" for group in groups for c in group))
+    return groups
+
+
+def measure_once(
+    group: Sequence[Candidate],
+    inputs: Samples,
+    settings: Measure,
+    device: Device,
+    *,
+    threads: int,
+    length: int | None,
+    steady: Steady,
+) -> tuple[Measurement, ...]:
+    return measure(
+        group,
+        device,
+        threads=threads,
+        samples=QUICK_SAMPLES if settings.quick else settings.samples,
+        min_seconds=0.0 if settings.quick else settings.min_seconds,
+        launches=1 if settings.quick else settings.launches,
+        warmup=settings.warmup,
+        end_to_end=settings.end_to_end if length is None else 0,
+        quick=settings.quick,
+        inputs=inputs,
+        length=length,
+        steady=steady,
+    )
 
 
 def lengths_of(group: Sequence[Candidate], settings: Measure) -> list[int]:

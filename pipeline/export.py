@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.record import Checkpoint, ExportResult, Role
-from distilledge.pipeline.steps import RUNTIME_PACKAGES, package_versions
+from distilledge.pipeline.step_packages import RUNTIME_PACKAGES, package_versions
 from distilledge.targets import get
 from distilledge.targets.base import AnyDeployable, Deployable, Exported, Precision, Target, TextDeployable
 from distilledge.targets.ondevice.text import TextSpec

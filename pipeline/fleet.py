@@ -12,7 +12,7 @@ from distilledge.pipeline.inventory import LOCAL, entry_of, load, opened
 from distilledge.targets.devices import Device
 from distilledge.targets.devices.adb import AdbDevice
 from distilledge.targets.devices.browser_worker import RUNTIMES
-from distilledge.targets.ondevice.session import PACKAGES_OF
+from distilledge.targets.ondevice.runtimes import PACKAGES_OF
 
 AT_ONCE = 8
 """Connections that one machine opens at a time."""

@@ -2,7 +2,9 @@
 
 Every check of an estimate is a non-inferiority test at its 95 % interval: it *holds* when the whole interval lies
 within the limit, *fails* when the whole interval lies beyond it, and is *inconclusive* when the interval straddles the
-limit, with the number of pictures or texts that would decide. A small test set therefore leaves honest "inconclusive"
+limit, with the number of pictures or texts that would decide. A latency that other load, heat or a moving clock has
+touched (``fairness.NOT_COMPARED``) decides nothing: its check is inconclusive, whatever the number. A small test
+set therefore leaves honest "inconclusive"
 verdicts, never a pass by default: with 200 pictures and no disagreement at all, a drop of 1 point can just be excluded.
 
 Each runtime *ships* its most compressed file; the run's outcome is the worst of those. The other files are steps on the
@@ -24,6 +26,7 @@ from distilledge.pipeline.recipe import Budget, Recipe
 from distilledge.pipeline.record import Check, ExportResult, Measurements, Scores, Verdict, Verdicts
 from distilledge.pipeline.stats import Estimate
 from distilledge.targets.base import Exported, Measurement, Predictions
+from distilledge.targets.fairness import not_compared
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
@@ -202,7 +205,7 @@ def _device_checks(evidence: Evidence, file: Exported, budget: Budget) -> tuple[
     if rss is not None:
         checks.append(check_of(RSS, Estimate(value=rss), budget.max_peak_rss_mb))
     if p50 is not None:
-        checks.insert(0, check_of(P50, p50, budget.max_latency_ms, note))
+        checks.insert(0, _undecided(check_of(P50, p50, budget.max_latency_ms, note), timing))
     return checks, _slow_int8(evidence, timing) + _unit_alarms(timing)
 
 
@@ -210,6 +213,15 @@ def peak_rss_mb(timing: Measurement) -> float | None:
     """The largest of all launches; None where the device does not tell it, as a browser."""
     peaks = [launch.peak_rss_bytes for launch in timing.launches]
     return max(p for p in peaks if p is not None) / MB if peaks and None not in peaks else None
+
+
+def _undecided(check: Check, timing: Measurement) -> Check:
+    """Inconclusive where the timing is flagged as one that says nothing of the file."""
+    flags = not_compared(timing.flags)
+    if not flags or check.limit is None:
+        return check
+    note = f"{check.note}; flagged {' '.join(flags)}: not compared, measure again on a quiet device"
+    return check.model_copy(update={"outcome": "inconclusive", "note": note})
 
 
 def latency_ms(timing: Measurement, q: float, seed: int) -> Estimate | None:
@@ -235,7 +247,9 @@ def _slow_int8(evidence: Evidence, timing: Measurement) -> list[str]:
     if not slower:
         return []
     ratio, precision = max(slower, key=lambda pair: pair[0].value)
-    return [f"int8 is slower than float ({ratio.value:.2g}x {precision})"]
+    flags = not_compared(timing.flags)
+    doubt = f", in a measurement flagged {' '.join(flags)}" if flags else ""
+    return [f"int8 is slower than float ({ratio.value:.2g}x {precision}){doubt}"]
 
 
 def latency_ratio(timing: Measurement, other: Measurement, seed: int) -> Estimate | None:

@@ -42,6 +42,7 @@ from distilledge.pipeline.recipe_training import (
 )
 from distilledge.pipeline.recipe_units import Units
 from distilledge.targets.base import Precision, RuntimeName
+from distilledge.targets.protocol import CoolDown, Scenario
 
 __all__ = [
     "METRICS",
@@ -49,6 +50,7 @@ __all__ = [
     "Budget",
     "Columns",
     "Compress",
+    "CoolDown",
     "Count",
     "Data",
     "Distill",
@@ -67,6 +69,7 @@ __all__ = [
     "Pretraining",
     "RandAugment",
     "Recipe",
+    "Scenario",
     "Size",
     "SplitFractions",
     "Strategy",
@@ -175,6 +178,17 @@ class Measure(Value):
     lengths: tuple[Count, ...] = ()
     """Text: every file is also timed at each of these numbers of tokens."""
     units: Units = Units()
+    scenarios: tuple[Scenario, ...] = ()
+    """Beside single-stream: ``{name: offline}``, ``{name: fixed-rate, fps: 15}``, ``{name: sustained}``."""
+    previous: str = ""
+    """The folder of an earlier run, or a model file of one: timed in turn with teacher and student."""
+    tries: Count = 1
+    """Whole measurements; from 2 on the report says whether they agree within 5 % (MLPerf Mobile: 5)."""
+    cool_down: CoolDown = CoolDown()
+    audits: bool = False
+    """MLPerf's TEST01 (timed outputs are real) and TEST04 (no sample is cached) of every file."""
+    energy_seconds: NotNegative = 0.0
+    """Five times so long idle and so long busy, where the device has an energy counter; 0: not measured."""
 
 
 class Budget(Value):

@@ -11,6 +11,7 @@ from distilledge.pipeline.compress.ledger import Ledger
 from distilledge.pipeline.recipe import Recipe, TaskName
 from distilledge.pipeline.stats import Estimate
 from distilledge.targets.base import Exported, Measurement, Predictions
+from distilledge.targets.protocol import Audit, Energy, ScenarioRun, Tries
 
 Split = Literal["train", "validation", "test", "unlabelled"]
 Role = Literal["teacher", "student", "control"]
@@ -162,6 +163,11 @@ class ExportResult(Value):
 
 class Measurements(Value):
     items: tuple[Measurement, ...]
+    """Single stream."""
+    scenarios: tuple[ScenarioRun, ...] = ()
+    audits: tuple[Audit, ...] = ()
+    tries: tuple[Tries, ...] = ()
+    energies: tuple[Energy, ...] = ()
 
 
 class Scores(Value):

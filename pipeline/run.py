@@ -13,7 +13,8 @@ from distilledge.pipeline.failpoints import failpoint
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_result import leave_result
 from distilledge.pipeline.record import ExportResult, Parities, RunRecord, StageRecord, Transfer
-from distilledge.pipeline.steps import RUNTIME_PACKAGES, VERSIONS, Step, package_versions, steps, training_packages
+from distilledge.pipeline.step_packages import RUNTIME_PACKAGES, package_versions, training_packages
+from distilledge.pipeline.steps import VERSIONS, Step, steps
 from distilledge.pipeline.store import Store, atomic_write, run_lock
 
 log = logging.getLogger("distilledge")

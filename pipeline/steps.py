@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilledge.models.errors import RejectedError
+from distilledge.models.errors import RejectedError, UsageError
 from distilledge.pipeline.data.content import content_hash, unlabelled_hash
 from distilledge.pipeline.data.listing import expand
-from distilledge.pipeline.recipe import ExportTarget, Recipe, Student, Teacher, Units
+from distilledge.pipeline.recipe import ExportTarget, Measure, Recipe, Student, Teacher, Units
 from distilledge.pipeline.record import Role
+from distilledge.pipeline.step_packages import TEXT_PACKAGES, export_packages, package_versions, training_packages
 from distilledge.pipeline.store import fingerprint
 from distilledge.pipeline.transfer import TRANSFER, from_scratch, strategy_inputs
 from distilledge.targets.base import RuntimeName
@@ -35,18 +35,11 @@ VERSIONS = {
     "measure": 2,
     "predict": 1,
     "score": 1,
-    "gate": 1,
+    "gate": 2,
     "report": 1,
 }
 """Raised where a change of the code changes what a stage makes from the same inputs."""
 
-TRAINING_PACKAGES = ("torch", "torchvision", "timm", "accelerate")
-TEXT_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate")
-RUNTIME_PACKAGES = {
-    "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("torch", "openvino", "nncf"),
-    "tflite": ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
-}
 
 SATURATING = ("onnx", "openvino")
 """Runtimes whose int8 sums saturate on some CPUs; LiteRT's never do."""
@@ -63,17 +56,6 @@ class Step(NamedTuple):
     """Of training, export and predict steps."""
     runtime: str = ""
     optional: bool = False
-
-
-def package_versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions; ``missing`` where a distribution is not there."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
 
 
 def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
@@ -244,10 +226,6 @@ def needs_parent(recipe: Recipe) -> bool:
     return recipe.is_text and "teacher" in (recipe.student.model, recipe.student.text.tokenizer)
 
 
-def training_packages(recipe: Recipe) -> tuple[str, ...]:
-    return TEXT_PACKAGES if recipe.is_text else TRAINING_PACKAGES
-
-
 def _exports(recipe: Recipe, data: Step, trained: Step, device_card: dict[str, Any]) -> list[Step]:
     targets = recipe.export.targets
     chosen = targets[:1] if trained.name == "control" else targets
@@ -289,17 +267,32 @@ def _compress_inputs(recipe: Recipe, runtime: RuntimeName, device_card: dict[str
     return {**settings, **decided, "device": device_card}
 
 
-def export_packages(recipe: Recipe, runtime: str) -> tuple[str, ...]:
-    """What makes the files; of texts, OpenVINO reads an ONNX graph."""
-    own = RUNTIME_PACKAGES[runtime]
-    return (*own, "onnx", "onnxscript") if recipe.is_text and runtime == "openvino" else own
+PROTOCOL = ("scenarios", "previous", "tries", "cool_down", "audits", "energy_seconds")
+"""Fields of ``measure`` that came later."""
+
+
+def asks_previous(recipe: Recipe, part: str) -> bool:
+    return part == "measure" and recipe.measure.previous != ""
+
+
+def previous_place(place: str) -> Path:
+    """The run.json or the model file that ``measure.previous`` means. Raises ``UsageError``."""
+    path = Path(expand(place))
+    path = path / "run.json" if path.is_dir() else path
+    if not path.is_file():
+        raise UsageError("E2450", f"no previous release: {path}", "name the folder of a run, or a model file of one")
+    return path
 
 
 def _downstream(recipe: Recipe, data: Step, exports: list[Step], part: str) -> dict[str, Any]:
     other = {"device"} if part == "measure" else set()  # its card stands beside
     other |= {"lengths"} if part == "measure" and not recipe.is_text else set()
     other |= {"units"} if part == "measure" and recipe.measure.units == Units() else set()
+    if part == "measure":  # what asks for nothing has no part in the name of what is made
+        other |= {name for name in PROTOCOL if getattr(recipe.measure, name) == Measure.model_fields[name].default}
+    earlier = {"previous": file_hash(previous_place(recipe.measure.previous))} if asks_previous(recipe, part) else {}
     return {
+        **earlier,
         "data": data.fingerprint,
         part: getattr(recipe, part).model_dump(mode="json", exclude=other),
         "files": {e.name: e.fingerprint for e in exports},

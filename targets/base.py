@@ -155,7 +155,8 @@ class Measurement(Value):
     """Row name, such as ``student w8a8``."""
     runtime: RuntimeName
     precision: Precision
-    role: Literal["teacher", "student", "control"]
+    role: Literal["teacher", "student", "control", "previous"]
+    """``previous``: a file of an earlier run (``measure.previous``)."""
     device: dict[str, Any]
     """Device card: CPU, cores, memory, kernel, governor, emulated or not."""
     threads: int
@@ -194,9 +195,26 @@ class Launch(Value):
     waited_ns: int | None
     """Time a runnable thread waited for a CPU (schedstat); None where the kernel does not say."""
     involuntary_switches: int | None
+    disturbed: tuple[int, ...] | None = None
+    """Inferences (indices of ``latency_ns``) during which something else ran; None: not seen, or several threads."""
+    major_faults: int | None = None
+    """Pages read back from disk while timed."""
+    rest: Rest | None = None
+    """How the device cooled down before it; None: it was not asked to, or cannot tell."""
+
+
+class Rest(Value):
+    """The wait before a launch."""
+
+    waited_seconds: float
+    hottest_celsius: float | None
+    """Of all thermal zones, afterwards; None: none can be read."""
+    above_start_celsius: float | None
+    """What was left above the temperature before the first launch."""
 
 
 Measurement.model_rebuild()
+Launch.model_rebuild()
 
 
 class Predictions(Value):

@@ -1,4 +1,6 @@
-"""Was a measurement fair? Flags from CPU time, waiting, drift, spread and throttle counters.
+"""Was a measurement fair? Flags from CPU time, waiting, drift, spread, swapping, and counters of heat and power.
+
+A flagged result is kept. With a flag of ``NOT_COMPARED`` no limit is decided by it and no file is called slower.
 
 Why these: under other load the CPU time of an inference stays while its wall time grows (measured: 10.8 against 66.8
 ms with three busy loops), so the share of CPU time and the kernel's own count of waiting show the cause; loads and
@@ -13,6 +15,7 @@ from itertools import chain
 from typing import Any
 
 from distilledge.targets.base import Launch
+from distilledge.targets.protocol import SAMPLES, SECONDS
 
 MIN_CPU_SHARE = 0.97
 """CPU time over wall time of a single-threaded run."""
@@ -24,15 +27,56 @@ MAX_DRIFT = 1.05
 """Median of the last third over that of the first."""
 MAX_SPREAD = 1.2
 """p90 over the median."""
+NOT_COMPARED = ("OTHER_LOAD", "THROTTLED", "CLOCK", "TEST01", "TEST04")
+"""Flags of figures that say nothing of the file."""
 COUNTERS = ("throttle_count", "cooling_state", "cgroup_throttled", "thermal_status")
 """Of ``ondevice.facts.counters``: growing means throttled."""
 
 
 def fairness_flags(launches: Sequence[Launch], *, threads: int) -> tuple[str, ...]:
-    """``OTHER_LOAD``, ``DRIFT``, ``NOISE``, in this order."""
+    """``OTHER_LOAD``, ``DRIFT``, ``NOISE``, ``SWAPPED``, in this order."""
     latency_ns = list(chain.from_iterable(launch.latency_ns for launch in launches))
-    tests = {"OTHER_LOAD": other_load(launches, threads), "DRIFT": drifts(latency_ns), "NOISE": noisy(latency_ns)}
+    tests = {
+        "OTHER_LOAD": other_load(launches, threads),
+        "DRIFT": drifts(latency_ns),
+        "NOISE": noisy(latency_ns),
+        "SWAPPED": any(launch.major_faults for launch in launches),
+    }
     return tuple(flag for flag, holds in tests.items() if holds)
+
+
+def short(launches: Sequence[Launch]) -> tuple[str, ...]:
+    """``SHORT``: fewer than 1,024 samples or 60 s are no reportable figure (MLPerf Mobile)."""
+    samples = sum(len(launch.latency_ns) for launch in launches)
+    seconds = sum(launch.wall_ns for launch in launches) / 1e9
+    return ("SHORT",) if samples < SAMPLES or seconds < SECONDS else ()
+
+
+def not_compared(flags: Sequence[str]) -> tuple[str, ...]:
+    """The flags that forbid comparing a figure; empty where it may be compared."""
+    return tuple(flag for flag in NOT_COMPARED if flag in flags)
+
+
+def warnings_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
+    """``GOVERNOR`` (not performance), ``BATTERY``, ``SWAP_IN`` (somewhere on the machine). Of the worker's facts."""
+    counters = before.get("counters", {}), after.get("counters", {})
+    tests = {
+        "GOVERNOR": (before.get("card") or {}).get("governor") not in (None, "performance"),
+        "BATTERY": any(c.get("on_battery") for c in counters),
+        "SWAP_IN": _change(*counters, "swapped_in") > 0,
+    }
+    return tuple(flag for flag, holds in tests.items() if holds)
+
+
+def undisturbed(launches: Sequence[Launch]) -> list[int] | None:
+    """Latencies of the inferences in which nothing else ran; None where that was not seen."""
+    if any(launch.disturbed is None for launch in launches):
+        return None
+    left = []
+    for launch in launches:
+        disturbed = set(launch.disturbed or ())
+        left += [ns for i, ns in enumerate(launch.latency_ns) if i not in disturbed]
+    return left
 
 
 def machine_flags(before: Mapping[str, Any], after: Mapping[str, Any], *, emulated: bool) -> tuple[str, ...]:
@@ -49,9 +93,15 @@ def stolen(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
 def other_load(launches: Sequence[Launch], threads: int) -> bool:
     wall = sum(launch.wall_ns for launch in launches)
     waits = [launch.waited_ns for launch in launches if launch.waited_ns is not None]
-    waited = bool(waits) and sum(waits) > MAX_WAIT_SHARE * wall
     spent = [launch.cpu_ns for launch in launches if launch.cpu_ns is not None]
-    return waited or (threads == 1 and len(spent) == len(launches) and sum(spent) < MIN_CPU_SHARE * wall)
+    cpu = sum(spent) if len(spent) == len(launches) else None
+    return loaded_elsewhere(cpu, wall, sum(waits) if waits else None, threads)
+
+
+def loaded_elsewhere(cpu_ns: int | None, wall_ns: int, waited_ns: int | None, threads: int) -> bool:
+    """What is None says nothing."""
+    waited = waited_ns is not None and waited_ns > MAX_WAIT_SHARE * wall_ns
+    return waited or (threads == 1 and cpu_ns is not None and cpu_ns < MIN_CPU_SHARE * wall_ns)
 
 
 def drifts(latency_ns: Sequence[int]) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from distilledge.targets.devices.base import Device
-from distilledge.targets.measure import ANSWER_SECONDS, LOAD_SECONDS, Candidate, load
+from distilledge.targets.lane import ANSWER_SECONDS
+from distilledge.targets.measure import LOAD_SECONDS, Candidate, load
 
 
 def described(one: Candidate, device: Device, threads: int) -> dict[str, Any]:

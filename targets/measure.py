@@ -7,29 +7,27 @@ one such group. Defaults come from MLPerf Mobile's single stream: at least 1,024
 
 from __future__ import annotations
 
-import math
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from distilledge.models.base import Value
-from distilledge.targets.base import Exported, Launch, Measurement, Predictions
+from distilledge.targets.base import Exported, Measurement, Predictions
 from distilledge.targets.devices.base import Device, Message, WorkerHandle
-from distilledge.targets.fairness import fairness_flags, machine_flags
+from distilledge.targets.fairness import fairness_flags, machine_flags, short, warnings_of
+from distilledge.targets.lane import ANSWER_SECONDS, Lane, Progress
 from distilledge.targets.ondevice.units import ON_CPU
 from distilledge.targets.samples import Samples, is_text, key, timed_arrays
+from distilledge.targets.steady import Steady
 
-BLOCK_SECONDS = 0.12
-"""Aim of a block's length. A switch leaves cold caches, so one untimed inference leads each block."""
 ROWS = 32
 """Pictures or texts that the timed inferences cycle through."""
 LOAD_SECONDS = 300.0
-ANSWER_SECONDS = 60.0
 ARRAYS = "arrays"
 """Kind of the input spec of a file that others made (``foreign.py``)."""
 
@@ -38,77 +36,11 @@ class Candidate(Value):
     """A file to be timed or scored; ``exported.files`` are relative to ``directory``."""
 
     name: str
-    role: Literal["teacher", "student", "control"]
+    role: Literal["teacher", "student", "control", "previous"]
     directory: str
     exported: Exported
     units: dict[str, Any] | None = None
     """What it is run on, see ``ondevice.units.chosen``; None: the runtime's default."""
-
-
-class Progress(NamedTuple):
-    """What one candidate has collected of what it needs, over all launches up to this one."""
-
-    samples: int
-    seconds: float
-
-    def share(self, samples: float, seconds: float) -> float:
-        """1 when both are reached."""
-        return min(self.samples / samples, self.seconds / seconds if seconds > 0 else math.inf)
-
-
-class Lane:
-    """One candidate in one launch: its worker and what was timed so far."""
-
-    def __init__(self, worker: WorkerHandle, loaded: dict[str, Any], before: Progress) -> None:
-        self.worker, self.loaded, self.before = worker, loaded, before
-        self.latency_ns: list[int] = []
-        self.end_to_end_ns: list[int] = []
-        self.wall_ns = 0
-        self.cpu_ns: int | None = 0
-        self.waited_ns: int | None = 0
-        self.involuntary_switches: int | None = 0
-        self.peak_rss_bytes: int | None = None
-        self.typical_ns = loaded["first_inference_ns"]
-        self.last_block = Progress(0, 0.0)
-
-    def warm(self, warmup: int) -> None:
-        """Untimed inferences; their median says how long a block must be."""
-        if warmup:
-            self.typical_ns = max(1, round(statistics.median(self._block(warmup, 0)["latency_ns"])))
-
-    def time(self) -> None:
-        """One block."""
-        n = max(1, round(BLOCK_SECONDS * 1e9 / self.typical_ns))
-        block = self._block(n, 1 if n > 2 else 0)
-        self.typical_ns = max(1, round(statistics.median(block["latency_ns"])))
-        self.last_block = Progress(n, block["wall_ns"] / 1e9)
-        self.latency_ns += block["latency_ns"]
-        self.cpu_ns = _plus(self.cpu_ns, block["cpu_ns"])
-        self.wall_ns += block["wall_ns"]
-        self.involuntary_switches = _plus(self.involuntary_switches, block["involuntary_switches"])
-        self.peak_rss_bytes = block["peak_rss_bytes"]
-        self.waited_ns = _plus(self.waited_ns, block["waited_ns"])
-
-    def _block(self, n: int, lead: int) -> dict[str, Any]:
-        timeout = ANSWER_SECONDS + 50 * (n + lead) * self.typical_ns / 1e9
-        return self.worker.request({"op": "block", "n": n, "lead": lead}, timeout)
-
-    @property
-    def progress(self) -> Progress:
-        return Progress(self.before.samples + len(self.latency_ns), self.before.seconds + self.wall_ns / 1e9)
-
-    def launch(self) -> Launch:
-        return Launch(
-            load_ns=self.loaded["load_ns"],
-            first_inference_ns=self.loaded["first_inference_ns"],
-            peak_rss_bytes=self.peak_rss_bytes,
-            latency_ns=tuple(self.latency_ns),
-            end_to_end_ns=tuple(self.end_to_end_ns),
-            cpu_ns=self.cpu_ns,
-            wall_ns=self.wall_ns,
-            waited_ns=self.waited_ns,
-            involuntary_switches=self.involuntary_switches,
-        )
 
 
 def measure(  # noqa: PLR0913 (a protocol's settings, all by keyword)
@@ -125,16 +57,20 @@ def measure(  # noqa: PLR0913 (a protocol's settings, all by keyword)
     inputs: Samples,
     length: int | None = None,
     progress: Callable[[float], None] | None = None,
+    steady: Steady | None = None,
 ) -> tuple[Measurement, ...]:
     """Time one runtime's candidates, interleaved, until each has ``samples`` and ``min_seconds`` over all launches.
 
     ``threads`` 0: all cores. ``inputs``: read by each candidate's own input spec; ``end_to_end`` of them are timed from
     file or string to class in each launch, after peak memory is read. ``length``: every text has so many tokens.
-    ``quick`` only labels. ``progress`` is told the share done, 0 to 1. Raises what ``WorkerHandle.request`` raises.
+    ``quick`` only labels. ``steady``: cools down and watches the clock. ``progress`` is told the share done, 0 to 1.
+    Raises what ``WorkerHandle.request`` raises.
     """
     if not inputs.rows:
         raise ValueError("pictures or texts are needed to be timed on")
     collected: list[list[Lane]] = [[] for _ in candidates]
+    steady = steady or Steady(clock=False)
+    steady.begin()
     with tempfile.TemporaryDirectory(prefix="distilledge-measure-") as folder:
         requests = _inputs(candidates, device, inputs.spread(ROWS), length, Path(folder))
         whole = inputs.cycled(end_to_end)
@@ -147,19 +83,31 @@ def measure(  # noqa: PLR0913 (a protocol's settings, all by keyword)
                     _open(stack, c, device, request, threads, _sum(done))
                     for c, request, done in zip(candidates, requests, collected, strict=True)
                 ]
+                rest = steady.before([lane.worker for lane in lanes])
                 for lane in lanes:
                     _beat(lanes)
+                    lane.rest = rest
                     lane.warm(warmup)
                 facts.append(lanes[0].worker.request({"op": "facts"}, ANSWER_SECONDS))
                 interleave(lanes, *goal, (number, launches, progress))
                 facts.append(lanes[0].worker.request({"op": "facts"}, ANSWER_SECONDS))
+                steady.spin(lanes[0].worker)
                 _end_to_end(lanes, candidates, list(whole.parts(pushed, 8)))
             for done, lane in zip(collected, lanes, strict=True):
                 done.append(lane)
     flags = machine_flags(facts[0]["counters"], facts[-1]["counters"], emulated=facts[0]["card"]["emulated"])
+    flags += steady.flags() + warnings_of(facts[0], facts[-1])
     pairs = zip(candidates, collected, strict=True)
     made = [_measurement(c, lanes, warmup, quick=quick, card=facts[0]["card"], machine=flags) for c, lanes in pairs]
     return mark_slow_int8([m.model_copy(update={"length": length}) for m in made])
+
+
+@contextmanager
+def opened(candidate: Candidate, device: Device, *, threads: int, inputs: Samples) -> Iterator[Lane]:
+    """One file by itself: a worker that has loaded it and ``ROWS`` of its inputs."""
+    with tempfile.TemporaryDirectory(prefix="distilledge-alone-") as folder, ExitStack() as stack:
+        (rows,) = _inputs([candidate], device, inputs.spread(ROWS), None, Path(folder))
+        yield _open(stack, candidate, device, rows, threads, Progress(0, 0.0))
 
 
 Told = tuple[int, int, Callable[[float], None] | None]
@@ -262,11 +210,6 @@ def _sum(lanes: Sequence[Lane]) -> Progress:
     return lanes[-1].progress if lanes else Progress(0, 0.0)
 
 
-def _plus(total: int | None, more: int | None) -> int | None:
-    """Unknown where a part is."""
-    return None if total is None or more is None else total + more
-
-
 def _beat(lanes: Sequence[Lane]) -> None:
     for lane in lanes:
         lane.worker.beat()
@@ -327,5 +270,5 @@ def _measurement(
         launches=launches,
         runtime_version=loaded["runtime_version"],
         execution_precision=loaded["execution_precision"],
-        flags=tuple(dict.fromkeys((*loaded.get("flags", ()), *own, *machine))),
+        flags=tuple(dict.fromkeys((*loaded.get("flags", ()), *own, *machine, *short(launches)))),
     )

@@ -14,7 +14,7 @@ import torch
 
 from distilledge.targets.base import AnyDeployable, FloatArray, Inputs, Precision, RuntimeName, TextDeployable
 from distilledge.targets.deployed import IMAGE, LOGITS, converting, deployed
-from distilledge.targets.ondevice.session import openvino_core
+from distilledge.targets.ondevice.runtimes import openvino_core
 from distilledge.targets.scheme import PLAIN, LayerError, Scheme
 from distilledge.targets.telemetry import switch_off
 

@@ -22,7 +22,8 @@ from distilledge.targets.base import Exported, Launch, Measurement, Precision
 from distilledge.targets.devices.base import Device, WorkerHandle
 from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.fairness import drifts, fairness_flags, machine_flags, noisy, other_load, throttled
-from distilledge.targets.measure import BLOCK_SECONDS, Candidate, mark_slow_int8, measure, p50, score
+from distilledge.targets.lane import BLOCK_SECONDS
+from distilledge.targets.measure import Candidate, mark_slow_int8, measure, p50, score
 from distilledge.targets.ondevice.preprocess import InputSpec, preprocess
 from distilledge.targets.ondevice.text import TextSpec
 

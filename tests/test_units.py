@@ -30,7 +30,8 @@ from distilledge.targets.ondevice import placement_tflite, units
 from distilledge.targets.ondevice.litert_profile import rows
 from distilledge.targets.ondevice.placement import _onnx_layers, profile
 from distilledge.targets.ondevice.preprocess import InputSpec
-from distilledge.targets.ondevice.session import import_runtime, open_session
+from distilledge.targets.ondevice.runtimes import import_runtime
+from distilledge.targets.ondevice.session import open_session
 from distilledge.targets.placement import File, with_placement
 from distilledge.targets.placement import profile as profile_on
 from distilledge.targets.samples import pictures

@@ -464,7 +464,7 @@ print("handled", [int(number) for number in handled])
 
 
 def test_a_signal_is_handled_after_openvino_models_have_gone(tmp_path: Path) -> None:
-    """Models let go in the order in which they came: see ``session.openvino_core``."""
+    """Models let go in the order in which they came: see ``runtimes.openvino_core``."""
     command = [sys.executable, "-c", SIGNALLED, str(tiny_onnx(tmp_path / "m.onnx"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, [f"handled [{int(signal.SIGTERM)}]"]), done.stderr

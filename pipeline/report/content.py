@@ -35,6 +35,7 @@ from distilledge.pipeline.record import (
 from distilledge.pipeline.report import answers, results, text_answers
 from distilledge.pipeline.report.answers import Pair, Pictures
 from distilledge.pipeline.report.fits import fit_words
+from distilledge.pipeline.report.protocol import protocol_content
 from distilledge.pipeline.report.vocabulary import BesideHost, Curve, DataSummary, ReportContent, StageLine, Tokenizer
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec
@@ -83,6 +84,7 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         pictures=len(evidence.labels),
         files=files,
         timings=timed,
+        protocol=protocol_content(stages.measurements, run.recipe.seed),
         device=stages.measurements.items[0].device if stages.measurements.items else {},
         profiles=_profiles(run),
         beside_host=tuple(

@@ -7,6 +7,7 @@ import hashlib
 
 from distilledge.pipeline.report import background, ladder, lengths, placement, sections, shown
 from distilledge.pipeline.report.markup import Markup, el, join
+from distilledge.pipeline.report.protocol import section_of_protocol
 from distilledge.pipeline.report.style import STYLE
 from distilledge.pipeline.report.vocabulary import ReportContent
 
@@ -42,6 +43,7 @@ def _body(content: ReportContent) -> list[Markup]:
         sections.table(content),
         sections.trade_offs(content),
         lengths.section_of_lengths(content),
+        section_of_protocol(content.protocol),
         sections.teacher_worth(content),
         sections.precisions(content),
         placement.section_of_placement(content),

@@ -27,6 +27,7 @@ def markdown(content: ReportContent) -> str:
         *_teacher_worth(content),
         *_training(content),
         *_lengths(content),
+        *_protocol(content),
         *_precisions(content),
         *_placement(content),
         *_ladder(content),
@@ -77,6 +78,14 @@ def _lengths(content: ReportContent) -> list[str]:
     if not lines:
         return []
     return ["## Latency by length", "", _grid(titles, [[str(cell) for cell in line] for line in lines])]
+
+
+def _protocol(content: ReportContent) -> list[str]:
+    tables = content.protocol.tables
+    parts = [
+        part for t in tables for part in (f"### {t.title}", "", plain(t.explanation), "", _grid(t.columns, t.rows))
+    ]
+    return ["## Protocol", "", *parts] if tables else []
 
 
 def _precisions(content: ReportContent) -> list[str]:

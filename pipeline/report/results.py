@@ -15,6 +15,7 @@ from distilledge.pipeline.record import ExportResult, Verdict, Verdicts
 from distilledge.pipeline.report.vocabulary import FileResult, Headline, Timing
 from distilledge.pipeline.stats import Estimate
 from distilledge.targets.base import Exported, Measurement, Predictions
+from distilledge.targets.fairness import not_compared
 
 MS = 1e6
 """Nanoseconds in a millisecond."""
@@ -87,6 +88,7 @@ def _file_result(facts: _Facts, role: str, model: str, file: Exported) -> FileRe
         spread_ms=_spread(timing),
         launch_medians_ms=_launch_medians(timing),
         shipped=name in facts.shipped,
+        not_compared=not_compared(timing.flags) if timing else (),
         verdict=verdict,
     )
 
@@ -156,7 +158,8 @@ def _headline(target: TargetVerdict, file: FileResult, teacher: FileResult | Non
     parts = [f"The {file.precision} student is {_accuracy_words(file, target.shipped)}"]
     if file.faster_than_teacher is not None:
         ratio = file.faster_than_teacher.value
-        parts.append(f"{ratio:.3g} times as fast" if ratio >= 1 else f"{1 / ratio:.3g} times slower")
+        doubt = f" (flagged {' '.join(file.not_compared)}: no comparison)" if file.not_compared else ""
+        parts.append((f"{ratio:.3g} times as fast" if ratio >= 1 else f"{1 / ratio:.3g} times slower") + doubt)
     if teacher is not None:
         ratio = teacher.size_mb / file.size_mb
         words = f"{ratio:.3g} times smaller" if ratio >= 1 else f"{1 / ratio:.3g} times larger"

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from distilledge.pipeline.evidence import noun
 from distilledge.pipeline.recipe import METRICS as TASK_METRICS
 from distilledge.pipeline.recipe import MetricName, Recipe
+from distilledge.pipeline.report.protocol import csv_columns
 from distilledge.pipeline.report.vocabulary import FileResult, ReportContent
 from distilledge.pipeline.stats import Estimate
 
@@ -230,4 +231,6 @@ def _flat(content: ReportContent, file: FileResult) -> dict[str, object]:
         "verdict": file.verdict.outcome if file.verdict else "",
         "ships": file.shipped,
         "sha256": file.sha256[0],
+        **dict.fromkeys(csv_columns(content.protocol)),
+        **content.protocol.numbers.get(file.name, {}),
     }

@@ -9,6 +9,7 @@ from distilledge.pipeline.compress.ledger import Ledger
 from distilledge.pipeline.gate import Outcome
 from distilledge.pipeline.recipe import MetricName, Recipe
 from distilledge.pipeline.record import Checkpoint, Parity, Transfer, Verdict
+from distilledge.pipeline.report.protocol import ProtocolContent
 from distilledge.pipeline.stats import Bin, Estimate
 from distilledge.targets.units import Profile
 
@@ -52,6 +53,8 @@ class FileResult(Value):
     launch_medians_ms: tuple[float, ...]
     shipped: bool
     """The file that its runtime ships."""
+    not_compared: tuple[str, ...] = ()
+    """Flags of its timing by which its ratios say nothing."""
     verdict: Verdict | None
 
 
@@ -237,6 +240,7 @@ class ReportContent(Value):
     files: tuple[FileResult, ...]
     """The teacher's first."""
     timings: tuple[Timing, ...]
+    protocol: ProtocolContent = ProtocolContent()
     device: dict[str, Any]
     profiles: tuple[Profile, ...] = ()
     """With the longest layers alone; empty where nothing was read back."""

@@ -22,7 +22,7 @@ from distilledge.pipeline.outcomes import validation_metrics
 from distilledge.pipeline.recipe import Training
 from distilledge.pipeline.recipe_strategy import FeatureExtraction
 from distilledge.pipeline.record import Sample, data_root, read_samples
-from distilledge.pipeline.steps import package_versions, training_packages
+from distilledge.pipeline.step_packages import package_versions, training_packages
 from distilledge.pipeline.training import evaluate, feature_cache, text_feed
 from distilledge.pipeline.training.counters import IntArray
 from distilledge.pipeline.training.environment import prepare_accelerator, repeatable, resolve_precision

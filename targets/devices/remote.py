@@ -37,8 +37,10 @@ PIECE_BYTES = 512 << 10
 """Sent in one request, before base64."""
 SENT = (
     "worker.py",
+    "listen.py",
     "rows.py",
     "session.py",
+    "runtimes.py",
     "units.py",
     "feeds.py",
     "ports.py",
@@ -50,6 +52,8 @@ SENT = (
     "placement.py",
     "placement_tflite.py",
     "litert_profile.py",
+    "scenario.py",
+    "energy.py",
 )
 """Of ``ondevice``: what a worker is made of."""
 

@@ -84,9 +84,17 @@ def counters() -> dict[str, Any]:
         "steal_ticks": _stat_ticks()[0],
         "all_ticks": _stat_ticks()[1],
         "swapped_in": _vmstat("pswpin"),
+        "frequency_khz": numbers("/sys/devices/system/cpu/cpufreq/policy*/scaling_cur_freq"),
+        "on_battery": on_battery(),
         "load": read("/proc/loadavg"),
         "memory_available_bytes": _memory("MemAvailable"),
     }
+
+
+def on_battery(root: str = "/") -> bool | None:
+    """Whether a battery discharges; None where there is none."""
+    states = [read(path) for path in glob(os.path.join(root, "sys/class/power_supply/*/status"))]
+    return "Discharging" in states if states else None
 
 
 def cpu_fields() -> dict[str, str]:

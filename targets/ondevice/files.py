@@ -1,11 +1,9 @@
-"""Files and clocks of the worker: what is loaded is what was asked for, what is written is whole."""
+"""Files of the worker: what is loaded is what was asked for, what is written is whole."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,17 +13,6 @@ Array = np.ndarray[Any, Any]
 
 class IntegrityMismatch(Exception):  # noqa: N818
     """A model file is not the one that was asked for."""
-
-
-def timed(calls: Iterator[Callable[[], object]]) -> list[int]:
-    """Nanoseconds of each call."""
-    latency_ns: list[int] = []
-    now, append = time.perf_counter_ns, latency_ns.append
-    for call in calls:
-        start = now()
-        call()
-        append(now() - start)
-    return latency_ns
 
 
 def check_integrity(files: list[str], sha256: list[str]) -> None:

@@ -21,7 +21,7 @@ if __package__:
     from distilledge.targets.ondevice.files import check_integrity
     from distilledge.targets.ondevice.layers import WARMUP, Layer, Profile, answer, filled, repeat, stretches, typical
     from distilledge.targets.ondevice.placement_tflite import profile_tflite
-    from distilledge.targets.ondevice.session import (
+    from distilledge.targets.ondevice.runtimes import (
         import_runtime,
         onnx_options,
         openvino_config,
@@ -42,7 +42,7 @@ else:
         typical,
     )
     from placement_tflite import profile_tflite  # type: ignore[import-not-found,no-redef]
-    from session import (  # type: ignore[import-not-found,no-redef]
+    from runtimes import (  # type: ignore[import-not-found,no-redef]
         import_runtime,
         onnx_options,
         openvino_config,

@@ -12,13 +12,8 @@ Choices that decide the figures, measured on two x86 cores:
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import os
-import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,16 +22,28 @@ import numpy.typing as npt
 if __package__:
     from distilledge.targets.ondevice import units
     from distilledge.targets.ondevice.feeds import Feeds, OnnxFeeds, OpenvinoFeeds, Shapes, TfliteFeeds
+    from distilledge.targets.ondevice.runtimes import (
+        import_runtime,
+        onnx_options,
+        openvino_config,
+        openvino_core,
+        usable_cores,
+    )
 else:
     import units  # type: ignore[import-not-found,no-redef]
     from feeds import Feeds, OnnxFeeds, OpenvinoFeeds, Shapes, TfliteFeeds  # type: ignore[import-not-found,no-redef]
+    from runtimes import (  # type: ignore[import-not-found,no-redef]
+        import_runtime,
+        onnx_options,
+        openvino_config,
+        openvino_core,
+        usable_cores,
+    )
 
 FloatArray = npt.NDArray[np.float32]
 Rows = Sequence[npt.NDArray[Any]] | npt.NDArray[Any]
 """Pictures uint8 (H, W, 3), also as one array (N, H, W, 3); or texts int32 (L,), padded to a length the file has."""
 
-PACKAGES_OF = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "tflite": ("ai-edge-litert", "tflite-runtime")}
-"""Runtime -> the distributions that may bring it, the first that is there."""
 LENGTH = "length_"
 """What the name of a TFLite signature begins with; then the number of tokens it takes."""
 
@@ -62,6 +69,9 @@ class Session(Protocol):
     def calls(self, rows: Rows) -> list[Callable[[], object]]:
         """One function per row that runs one inference on it, results left in the runtime: what is timed."""
 
+    def output(self, result: Any) -> FloatArray:
+        """The logits of the last call, float32, flat or (L, K); ``result``: what the call returned."""
+
 
 def open_session(
     path: str,
@@ -80,43 +90,6 @@ def open_session(
     if runtime not in SESSIONS:
         raise ValueError(f"unknown runtime {runtime!r}; choose from {', '.join(SESSIONS)}")
     return SESSIONS[runtime](path, threads or usable_cores(), precision, units.chosen(runtime, on), shapes)
-
-
-def import_runtime(runtime: str) -> Any:
-    """The runtime's module. Raises ModuleNotFoundError. OpenVINO's import would send an event from a forked process."""
-    if runtime == "onnx":
-        return import_module("onnxruntime")
-    if runtime == "openvino":
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # makes that import fail
-        return import_module("openvino")
-    try:
-        return import_module("ai_edge_litert.interpreter")
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("ai_edge_litert"):
-            raise
-        return import_module("tflite_runtime.interpreter")
-
-
-def installed_version(runtime: str) -> str:
-    """``name version`` of the runtime's distribution, once its module can be imported."""
-    import_runtime(runtime)
-    for package in PACKAGES_OF[runtime]:
-        with contextlib.suppress(PackageNotFoundError):
-            return f"{package} {version(package)}"
-    return runtime
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def onnx_options(ort: Any, threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
 
 
 class OnnxSession:
@@ -145,30 +118,12 @@ class OnnxSession:
     def calls(self, rows: Rows) -> list[Callable[[], object]]:
         return [self._call(one) for one in _single(rows)]
 
+    def output(self, result: Any) -> FloatArray:
+        return _one(result[0], self._text)
+
     def _call(self, row: npt.NDArray[Any]) -> Callable[[], object]:
         run, outputs, feed = self._session.run, [self._output], {self._input.name: row}
         return lambda: run(outputs, feed)
-
-
-@functools.cache
-def openvino_core() -> Any:
-    """The process's one ``Core``, never let go. Each one moves the stack on which signals are handled; two that go in
-    the order in which they came leave it on memory that is gone, and the next SIGTERM kills instead of being handled.
-    """
-    return import_runtime("openvino").Core()
-
-
-def openvino_config(core: Any, threads: int, precision: str, on: units.Units) -> dict[str, Any]:
-    device = units.openvino_device(core, on)
-    halves = precision == "fp16" and "FP16" in core.get_property(
-        "CPU" if device == "AUTO" else device, "OPTIMIZATION_CAPABILITIES"
-    )
-    return {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "f16" if halves else "f32",
-    }
 
 
 class OpenvinoSession:
@@ -197,6 +152,9 @@ class OpenvinoSession:
 
     def calls(self, rows: Rows) -> list[Callable[[], object]]:
         return [self._call(one) for one in _single(rows)]
+
+    def output(self, result: Any) -> FloatArray:  # noqa: ARG002 (it lies in the request)
+        return _one(np.array(self._request.get_output_tensor(0).data, np.float32), self._text)
 
     def _call(self, row: npt.NDArray[Any]) -> Callable[[], object]:
         tensor, put, infer = (
@@ -245,10 +203,16 @@ class TfliteSession:
     def run(self, rows: Rows) -> FloatArray:
         outputs = []
         for call in self.calls(rows):
-            result = call()
-            found = self._interpreter.get_tensor(self._out) if result is None else next(iter(result.values()))
-            outputs.append(self._dequantised(found))
+            outputs.append(self._found(call()))
         return _stack(outputs, self._text)
+
+    def output(self, result: Any) -> FloatArray:
+        return _one(self._found(result), self._text)
+
+    def _found(self, result: dict[str, npt.NDArray[Any]] | None) -> FloatArray:
+        return self._dequantised(
+            self._interpreter.get_tensor(self._out) if result is None else next(iter(result.values()))
+        )
 
     def calls(self, rows: Rows) -> list[Callable[[], Any]]:
         return [self._call(one) for one in _single(rows)]
@@ -316,7 +280,12 @@ def _single(rows: Rows) -> list[npt.NDArray[Any]]:
 
 
 def _stack(outputs: Sequence[npt.NDArray[Any]], text: bool) -> FloatArray:
-    return stack([np.asarray(o, np.float32)[0] if text else np.asarray(o, np.float32).reshape(-1) for o in outputs])
+    return stack([_one(o, text) for o in outputs])
+
+
+def _one(output: npt.NDArray[Any], text: bool) -> FloatArray:
+    """Without the batch."""
+    return np.asarray(output, np.float32)[0] if text else np.asarray(output, np.float32).reshape(-1)
 
 
 def stack(outputs: Sequence[FloatArray], length: int = 0) -> FloatArray:

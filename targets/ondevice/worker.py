@@ -35,42 +35,39 @@ if not __package__:  # started as a program: our folder goes last, so that no fi
 import numpy as np
 
 if __package__:
-    from distilledge.targets.ondevice import facts
+    from distilledge.targets.ondevice import energy, facts, scenario
     from distilledge.targets.ondevice.feeds import calls_of, described, write_answers
-    from distilledge.targets.ondevice.files import IntegrityMismatch, check_integrity, timed, write_array
+    from distilledge.targets.ondevice.files import IntegrityMismatch, check_integrity, write_array
+    from distilledge.targets.ondevice.listen import Watch, read_requests
     from distilledge.targets.ondevice.placement import profiled
     from distilledge.targets.ondevice.ports import BadShape
     from distilledge.targets.ondevice.preprocess import BadPicture
     from distilledge.targets.ondevice.rows import Pictures, Texts
-    from distilledge.targets.ondevice.session import Session, import_runtime, installed_version, open_session, stack
+    from distilledge.targets.ondevice.runtimes import import_runtime, installed_version
+    from distilledge.targets.ondevice.session import Session, open_session, stack
     from distilledge.targets.ondevice.text import BadText, WrongTokenizer, pad
     from distilledge.targets.ondevice.units import UnitError
 else:
+    import energy  # type: ignore[import-not-found,no-redef]
     import facts  # type: ignore[import-not-found,no-redef]
+    import scenario  # type: ignore[import-not-found,no-redef]
     from feeds import calls_of, described, write_answers  # type: ignore[import-not-found,no-redef]
     from files import (  # type: ignore[import-not-found,no-redef]
         IntegrityMismatch,
         check_integrity,
-        timed,
         write_array,
     )
+    from listen import Watch, read_requests  # type: ignore[import-not-found,no-redef]
     from placement import profiled  # type: ignore[import-not-found,no-redef]
     from ports import BadShape  # type: ignore[import-not-found,no-redef]
     from preprocess import BadPicture  # type: ignore[import-not-found,no-redef]
     from rows import Pictures, Texts  # type: ignore[import-not-found,no-redef]
-    from session import (  # type: ignore[import-not-found,no-redef]
-        Session,
-        import_runtime,
-        installed_version,
-        open_session,
-        stack,
-    )
+    from runtimes import import_runtime, installed_version  # type: ignore[import-not-found,no-redef]
+    from session import Session, open_session, stack  # type: ignore[import-not-found,no-redef]
     from text import BadText, WrongTokenizer, pad  # type: ignore[import-not-found,no-redef]
     from units import UnitError  # type: ignore[import-not-found,no-redef]
 
 Message = dict[str, Any]
-GRACE_SECONDS = 2.0
-"""After the end of stdin, a request in progress gets so long before the process ends."""
 PROGRESS_SECONDS = 1.0
 
 
@@ -92,7 +89,15 @@ class Worker:
             "profile": profiled,
             "answers": lambda request: write_answers(self._loaded.feeds, request),
             "runtime": lambda request: {"runtime_version": installed_version(request["runtime"])},
-            "facts": lambda _: {"card": facts.device_card(), "counters": facts.counters()},
+            "facts": lambda _: {
+                "card": facts.device_card(),
+                "counters": facts.counters(),
+                "operations": sorted(self.operations),
+            },
+            "counters": lambda _: {"counters": facts.counters()},
+            "spin": scenario.spin,
+            "paced": lambda request: scenario.paced(self._calls, request),
+            "energy": lambda request: energy.measured(self._calls, request),
         }
 
     def load(self, request: Message) -> Message:
@@ -145,27 +150,38 @@ class Worker:
         return {"rows": len(rows)}
 
     def block(self, request: Message) -> Message:
-        """Time ``n`` inferences after ``lead`` untimed ones."""
-        calls = self._calls
+        """Time ``n`` inferences after ``lead`` untimed ones; ``only``: of that row again and again.
+
+        ``sample``: numbers of inferences whose outputs are returned too.
+        """
+        calls = self._calls[request["only"] :][:1] if "only" in request else self._calls
         if not calls:
             raise ValueError("no inputs are loaded")
+        session = self._loaded
         for call in islice(cycle(calls), request.get("lead", 0)):
             call()
         gc.collect()
         gc.disable()
-        waited, switches = facts.waited_ns(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        waited, usage = facts.waited_ns(), resource.getrusage(resource.RUSAGE_SELF)
         cpu, wall = time.process_time_ns(), time.perf_counter_ns()
-        latency_ns = timed(islice(cycle(calls), request["n"]))
+        block = scenario.timed_block(
+            calls,
+            request["n"],
+            single=session.threads == 1,
+            sample=request.get("sample", ()),
+            output=lambda result: session.output(result).tolist(),
+        )
         wall, cpu = time.perf_counter_ns() - wall, time.process_time_ns() - cpu
-        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches
+        after = resource.getrusage(resource.RUSAGE_SELF)
         waited_after = facts.waited_ns()
         gc.enable()
         return {
-            "latency_ns": latency_ns,
+            **block,
             "cpu_ns": cpu,
             "wall_ns": wall,
             "waited_ns": None if waited is None or waited_after is None else max(0, waited_after - waited),
-            "involuntary_switches": switches,
+            "involuntary_switches": after.ru_nivcsw - usage.ru_nivcsw,
+            "major_faults": after.ru_majflt - usage.ru_majflt,
             "peak_rss_bytes": facts.status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
 
@@ -237,39 +253,6 @@ def answer(worker: Worker, request: Message) -> Message:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             kind = "space"
     return {"id": request.get("id"), "ok": False, "kind": kind, "text": text[:4000], "op": request.get("op")}
-
-
-def read_requests(
-    source: IO[str], requests: queue.Queue[Message | None], report: Callable[[Message], None], heard: Callable[[], None]
-) -> None:
-    """Fill the queue; None at the end of stdin, after which the process ends even if a request hangs."""
-    for line in source:
-        heard()
-        try:
-            requests.put(json.loads(line))
-        except ValueError:
-            requests.put({"op": "not JSON"})
-    requests.put(None)
-    time.sleep(GRACE_SECONDS)
-    report({"end": "end of input"})
-    os._exit(0)
-
-
-class Watch:
-    """Ends the process ``seconds`` after the last line that was heard; 0: never."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._last = seconds, time.monotonic()
-        if seconds:
-            threading.Thread(target=self._look, daemon=True).start()
-
-    def heard(self) -> None:
-        self._last = time.monotonic()
-
-    def _look(self) -> None:
-        while time.monotonic() - self._last < self._seconds:
-            time.sleep(min(1.0, self._seconds / 4))
-        os._exit(0)
 
 
 def serve(source: IO[str], sink: IO[str], silence: float, watch: float = 0.0) -> str:
