@@ -69,9 +69,13 @@ def _value(note: FieldNote) -> str:
     return "(see its own section)" if "section" in note.takes and note.default else f"`{json.dumps(note.default)}`"
 
 
+KIND_OF = {"LostError": "DeviceError"}
+"""Errors that only a layer below knows -> the public one."""
+
+
 def raised(root: Path = ROOT) -> list[Raised]:
     """Every error of ours that is made with a literal code, in the order of codes."""
-    kinds = {name for name in dir(errors) if name.endswith("Error")}
+    kinds = {name for name in dir(errors) if name.endswith("Error")} | set(KIND_OF)
     found = []
     for path in sorted(p for layer in LAYERS for p in (root / layer).rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -86,7 +90,7 @@ def _raised(tree: ast.Module, path: str, kinds: set[str]) -> Iterator[Raised]:
             kind, code = ast.unparse(call.func).rpartition(".")[2], call.args[0]
             if kind in kinds and isinstance(code, ast.Constant) and CODE.fullmatch(str(code.value)):
                 what = texts.get(ast.unparse(call.args[1]), call.args[1])
-                yield Raised(str(code.value), kind, message(what), path, call.lineno)
+                yield Raised(str(code.value), KIND_OF.get(kind, kind), message(what), path, call.lineno)
     yield from _listed(tree, path)
 
 

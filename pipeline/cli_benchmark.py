@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 WORK = Path("distilledge-work")
 NONE: list[str] = []
 NO_PATHS: list[Path] = []
+SCENARIOS = ("offline", "fixed-rate", "sustained")
 RECIPE_PATHS = {
     "samples": "measure.samples",
     "seconds": "measure.min_seconds",
@@ -47,7 +48,8 @@ def benchmark(  # noqa: PLR0913, PLR0917 (the options of a command)
     pictures: Annotated[Path | None, typer.Option(help="Folder of class folders, to be scored on too.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Names of the outputs in order, one a line.")] = None,
     range_: Annotated[str, typer.Option("--range", help="What a float input takes for black..white.")] = "0..1",
-    scenario: Annotated[str, typer.Option(help="How inferences are issued.")] = "single-stream",
+    scenario: Annotated[list[str], typer.Option(help="Beside single-stream: offline, fixed-rate, sustained.")] = NONE,
+    fps: Annotated[float, typer.Option(min=0.1, help="Frames per second of fixed-rate.")] = 30.0,
     profile: Annotated[
         bool, typer.Option("--profile", help="Print where each file's operations ran, and its longest layers.")
     ] = False,
@@ -59,10 +61,9 @@ def benchmark(  # noqa: PLR0913, PLR0917 (the options of a command)
     as_json: Json = False,
 ) -> None:
     """Time any model file, or the files of a recipe and their teacher, on one device or many."""
-    from distilledge.pipeline.foreign import SCENARIOS, is_model
+    from distilledge.pipeline.foreign import is_model
 
-    if scenario not in SCENARIOS:
-        raise UsageError("E2074", f"no such scenario: {scenario}", f"choose from {', '.join(SCENARIOS)}")
+    asked = _scenarios(scenario, fps)
     timed = {"threads": threads, "samples": samples, "seconds": seconds, "launches": launches}
     command = shlex.join(["distilledge", *sys.argv[1:]])
     if any(map(is_model, what)):
@@ -71,7 +72,8 @@ def benchmark(  # noqa: PLR0913, PLR0917 (the options of a command)
 
         _only("a model file", {"set": set_, "smoke": smoke})
         chosen = {name: value for name, value in {**timed, "seed": seed}.items() if value is not None}
-        settings = Settings.model_validate({**chosen, "quick": quick, "shapes": shapes_of(shape), "scenario": scenario})
+        more = {"quick": quick, "shapes": shapes_of(shape), "scenarios": asked}
+        settings = Settings.model_validate({**chosen, **more})
         scored = labelled(pictures, labels, range_of(range_)) if pictures else None
         given = [Path(w) for w in what]
         found = _files(given, baseline, device, settings, inputs, command, release, pictures=scored)
@@ -79,25 +81,28 @@ def benchmark(  # noqa: PLR0913, PLR0917 (the options of a command)
         if profile:
             _profile_files(given, device, settings, as_json)
         return
-    files = {
-        "baseline": baseline,
-        "shape": shape,
-        "inputs": inputs,
-        "seed": seed,
-        "pictures": pictures,
-        "labels": labels,
-    }
-    _only("a recipe", {**files, "release": release})
+    files = {"baseline": baseline, "shape": shape, "inputs": inputs, "seed": seed, "pictures": pictures}
+    _only("a recipe", {**files, "labels": labels, "release": release})
     if len(what) > 1:
         raise UsageError("E2075", f"several recipes: {' '.join(what)}", "give one, or model files")
-    overrides = [
-        *set_,
-        *(f"{RECIPE_PATHS[k]}={[v] if k == 'threads' else v}" for k, v in timed.items() if v is not None),
-    ]
-    overrides += ["measure.quick=true"] if quick else []
+    overrides = [*set_, *_overrides(timed, quick, asked)]
     directory = _recipe(what[0], overrides, device, work, smoke, as_json, out, command)
     if profile:
         _profile_recipe(directory, as_json)
+
+
+def _scenarios(names: list[str], fps: float) -> list[dict[str, Any]]:
+    """As a recipe's ``measure.scenarios`` holds them."""
+    wrong = next((name for name in names if name not in SCENARIOS), None)
+    if wrong:
+        raise UsageError("E2074", f"no such scenario: {wrong}", f"choose from {', '.join(SCENARIOS)}")
+    return [{"name": name, **({"fps": fps} if name == "fixed-rate" else {})} for name in names]
+
+
+def _overrides(timed: dict[str, Any], quick: bool, scenarios: list[dict[str, Any]]) -> list[str]:
+    found = [f"{RECIPE_PATHS[k]}={[v] if k == 'threads' else v}" for k, v in timed.items() if v is not None]
+    found += ["measure.quick=true"] if quick else []
+    return found + ([f"measure.scenarios={json.dumps(scenarios)}"] if scenarios else [])
 
 
 def _profile_files(paths: list[Path], devices: list[str], settings: Settings, as_json: bool) -> None:
@@ -164,7 +169,7 @@ def _files(
     whys = {name: failure(error) for name, error in failed.items()}
     if not made:
         return None, failed
-    return result(made, whys, command=command, release=release, scenario=settings.scenario), failed
+    return result(made, whys, command=command, release=release), failed
 
 
 def _recipe(
@@ -217,6 +222,7 @@ def _recipe(
 def _finish(result: Result | None, failed: dict[str, DistilledgeError], out: Path, as_json: bool) -> None:
     """Write and show what there is; raise the worst of what went wrong."""
     from distilledge.pipeline.fleet_run import worst
+    from distilledge.pipeline.report.protocol import scenario_tables
     from distilledge.pipeline.result_file import write_result
     from distilledge.pipeline.result_rows import HEAD, rows
 
@@ -226,6 +232,10 @@ def _finish(result: Result | None, failed: dict[str, DistilledgeError], out: Pat
             typer.echo(json.dumps({"result": str(out), **json.loads(result.model_dump_json(by_alias=True))}))
         else:
             table(HEAD, rows(result))
+            for one in scenario_tables([run for item in result.items for run in item.scenarios]):
+                if one.rows:
+                    typer.echo(f"\n{one.title}. {one.explanation}")
+                    table(one.columns, list(one.rows))
             typer.echo(f"written: {out}")
     error = worst(failed)
     for name, other in failed.items():

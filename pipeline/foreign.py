@@ -14,8 +14,8 @@ from distilledge.models.base import Value
 from distilledge.models.errors import RejectedError, UsageError
 from distilledge.pipeline.benchmark import QUICK_SAMPLES
 from distilledge.pipeline.foreign_pictures import Labelled, score
+from distilledge.pipeline.protocol import quickened
 from distilledge.pipeline.result_file import (
-    SINGLE_STREAM,
     Failure,
     FileCard,
     InputCard,
@@ -34,11 +34,12 @@ from distilledge.targets.made_inputs import RULE, digest, given, made
 from distilledge.targets.measure import ARRAYS, Candidate, measure
 from distilledge.targets.ondevice.ports import Feed, Port, write_feeds
 from distilledge.targets.placement import file_of, profile
+from distilledge.targets.protocol import Scenario, ScenarioRun
 from distilledge.targets.samples import Samples
+from distilledge.targets.scenarios import run_scenario
 from distilledge.targets.units import Profile
 
 log = logging.getLogger("distilledge")
-SCENARIOS = (SINGLE_STREAM,)
 Say = Callable[[str], None]
 
 
@@ -54,7 +55,8 @@ class Settings(Value):
     seed: int = 0
     shapes: dict[str, tuple[int, ...]] = {}
     """By input name; "" where the file has one input."""
-    scenario: str = SINGLE_STREAM
+    scenarios: tuple[Scenario, ...] = ()
+    """Beside single-stream."""
 
 
 class Given(NamedTuple):
@@ -138,11 +140,24 @@ def measure_files(
             inputs=Samples(rows, arrays=arrays),
             progress=lambda share: say(f"measuring {100 * share:.0f} %"),
         )
+        ran = [_scenarios(c, device, settings, Samples(rows, arrays=arrays), say) for c in candidates]
     items = [_item(one, f, m, name, settings, inputs) for one, f, m in zip(opened, fed, found, strict=True)]
+    items = [i.model_copy(update={"scenarios": runs}) for i, runs in zip(items, ran, strict=True)]
     if pictures:
         scores = [score(c, f.inputs, pictures, device, say) for c, f in zip(candidates, fed, strict=True)]
         items = [i.model_copy(update={"accuracy": one}) for i, one in zip(items, scores, strict=True)]
     return card, tuple(items)
+
+
+def _scenarios(
+    one: Candidate, device: Device, settings: Settings, inputs: Samples, say: Say
+) -> tuple[ScenarioRun, ...]:
+    made = []
+    for scenario in map(quickened, settings.scenarios) if settings.quick else settings.scenarios:
+        say(scenario.name)
+        found = run_scenario(one, device, scenario, threads=settings.threads, inputs=inputs, warmup=settings.warmup)
+        made.append(found)
+    return tuple(made)
 
 
 def profiles(paths: Sequence[Path], device: Device, settings: Settings) -> Iterator[Profile]:
@@ -236,7 +251,6 @@ def result(
     *,
     command: str,
     release: str,
-    scenario: str,
 ) -> Result:
     """``measured``: by device, its card and items."""
     return Result(
@@ -244,7 +258,6 @@ def result(
         version=own_version(),
         command=command,
         release=release,
-        scenario=scenario,
         devices={name: card for name, (card, _) in measured.items()},
         items=tuple(item for _, items in measured.values() for item in items),
         failed=failed,

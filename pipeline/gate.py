@@ -2,10 +2,10 @@
 
 Every check of an estimate is a non-inferiority test at its 95 % interval: it *holds* when the whole interval lies
 within the limit, *fails* when the whole interval lies beyond it, and is *inconclusive* when the interval straddles the
-limit, with the number of pictures or texts that would decide. A latency that other load, heat or a moving clock has
-touched (``fairness.NOT_COMPARED``) decides nothing: its check is inconclusive, whatever the number. A small test
-set therefore leaves honest "inconclusive"
-verdicts, never a pass by default: with 200 pictures and no disagreement at all, a drop of 1 point can just be excluded.
+limit, with the number of pictures or texts that would decide. A latency whose flags can have decided its limit
+(``fairness.doubts``: other load, heat, a moving clock, a failed audit) is inconclusive. A small test set leaves honest
+"inconclusive" verdicts, never a pass by default: with 200 pictures and no disagreement, a drop of 1 point can just be
+excluded.
 
 Each runtime *ships* its most compressed file; the run's outcome is the worst of those. The other files are steps on the
 way: they are judged alike, and named when they would pass where the shipped one does not.
@@ -26,7 +26,7 @@ from distilledge.pipeline.recipe import Budget, Recipe
 from distilledge.pipeline.record import Check, ExportResult, Measurements, Scores, Verdict, Verdicts
 from distilledge.pipeline.stats import Estimate
 from distilledge.targets.base import Exported, Measurement, Predictions
-from distilledge.targets.fairness import not_compared
+from distilledge.targets.fairness import doubts, not_compared
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
@@ -216,11 +216,14 @@ def peak_rss_mb(timing: Measurement) -> float | None:
 
 
 def _undecided(check: Check, timing: Measurement) -> Check:
-    """Inconclusive where the timing is flagged as one that says nothing of the file."""
-    flags = not_compared(timing.flags)
-    if not flags or check.limit is None:
+    """Inconclusive where a flag of the timing can have decided it."""
+    if check.limit is None:
         return check
-    note = f"{check.note}; flagged {' '.join(flags)}: not compared, measure again on a quiet device"
+    low, high = (end if end is not None else check.value for end in (check.low, check.high))
+    flags = doubts(timing.flags, low, high, check.limit)
+    if not flags:
+        return check
+    note = f"{check.note}; flagged {' '.join(flags)}: decides nothing, measure again on a quiet device"
     return check.model_copy(update={"outcome": "inconclusive", "note": note})
 
 

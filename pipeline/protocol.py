@@ -30,7 +30,7 @@ def measure_beside(group: Sequence[Candidate], inputs: Samples, settings: Measur
     """``group``: the files of one runtime. Scenarios and energy are of those in ``shown``, audits of all."""
     threads, warmup = settings.threads[0], settings.warmup
     scenarios = [
-        run_scenario(c, device, _quick(s) if settings.quick else s, threads=threads, inputs=inputs, warmup=warmup)
+        run_scenario(c, device, quickened(s) if settings.quick else s, threads=threads, inputs=inputs, warmup=warmup)
         for s in settings.scenarios
         for c in shown(group, teacher=s.name != "sustained")
     ]
@@ -61,7 +61,7 @@ def with_audits(items: Sequence[Measurement], audits: Sequence[Audit]) -> list[M
     return [m.model_copy(update={"flags": (*m.flags, *failed[m.name])}) for m in items]
 
 
-def _quick(scenario: Scenario) -> Scenario:
+def quickened(scenario: Scenario) -> Scenario:
     seconds = min(scenario.lasts, QUICK_SECONDS)
     return scenario.model_copy(
         update={"seconds": seconds, "minute_seconds": min(scenario.minute_seconds, QUICK_SECONDS / 4)}

@@ -17,6 +17,7 @@ from distilledge.models.base import Value
 from distilledge.models.errors import RejectedError, UsageError
 from distilledge.pipeline.store import atomic_write
 from distilledge.targets.base import Launch
+from distilledge.targets.protocol import ScenarioRun
 
 SINGLE_STREAM = "single-stream"
 """One inference after another, each as soon as the last has ended (MLPerf)."""
@@ -109,6 +110,8 @@ class Item(Value):
     input: InputCard | None = None
     timing: Timing | None = None
     accuracy: Accuracy | None = None
+    scenarios: tuple[ScenarioRun, ...] = ()
+    """Beside single-stream, with their raw samples."""
 
 
 class Failure(Value):

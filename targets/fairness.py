@@ -27,8 +27,15 @@ MAX_DRIFT = 1.05
 """Median of the last third over that of the first."""
 MAX_SPREAD = 1.2
 """p90 over the median."""
-NOT_COMPARED = ("OTHER_LOAD", "THROTTLED", "CLOCK", "TEST01", "TEST04")
-"""Flags of figures that say nothing of the file."""
+NOT_COMPARED = ("OTHER_LOAD", "THROTTLED", "TEST01", "TEST04")
+"""Flags of figures that are compared with no other, also not with one that was timed in turn with them."""
+SLOWING = ("OTHER_LOAD", "THROTTLED")
+"""Flags of what can only make a file slower: a limit that holds all the same holds."""
+ABSOLUTE = (*NOT_COMPARED, "CLOCK")
+"""Flags of figures that decide no limit. A clock that moves leaves files that take turns comparable: on an idle virtual
+machine the fixed loop took 1.2 to 1.4 times its shortest time within seconds, ratios of such files stayed."""
+CLOCK_MARGIN = 2.0
+"""A limit so many times away is decided whatever the clock did."""
 COUNTERS = ("throttle_count", "cooling_state", "cgroup_throttled", "thermal_status")
 """Of ``ondevice.facts.counters``: growing means throttled."""
 
@@ -55,6 +62,13 @@ def short(launches: Sequence[Launch]) -> tuple[str, ...]:
 def not_compared(flags: Sequence[str]) -> tuple[str, ...]:
     """The flags that forbid comparing a figure; empty where it may be compared."""
     return tuple(flag for flag in NOT_COMPARED if flag in flags)
+
+
+def doubts(flags: Sequence[str], low: float, high: float, limit: float) -> tuple[str, ...]:
+    """The flags for which a figure with this interval cannot decide whether it keeps below ``limit``."""
+    far = high * CLOCK_MARGIN <= limit or low >= CLOCK_MARGIN * limit
+    harmless = {*(SLOWING if high <= limit else ()), *(("CLOCK",) if far else ())}
+    return tuple(flag for flag in ABSOLUTE if flag in flags and flag not in harmless)
 
 
 def warnings_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from distilledge.targets.audit import audit, judge_outputs, judge_repeats
 from distilledge.targets.base import Launch
 from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.energy import energy_of, mean_watts, measure_energy
-from distilledge.targets.fairness import not_compared, short, undisturbed, warnings_of
+from distilledge.targets.fairness import doubts, not_compared, short, undisturbed, warnings_of
 from distilledge.targets.ondevice import energy, worker
 from distilledge.targets.ondevice.scenario import paced
 from distilledge.targets.paired import paired_ratio
@@ -179,7 +179,7 @@ def test_warnings() -> None:
     assert warnings_of({"card": {"governor": None}, "counters": {}}, {"counters": {}}) == ()
     after = {"counters": {"swapped_in": 5, "on_battery": True}}
     assert warnings_of({**quiet, "card": {"governor": "powersave"}}, after) == ("GOVERNOR", "BATTERY", "SWAP_IN")
-    assert not_compared(("SHORT", "CLOCK", "DRIFT")) == ("CLOCK",)
+    assert not_compared(("SHORT", "CLOCK", "OTHER_LOAD", "DRIFT")) == ("OTHER_LOAD",)
 
 
 def test_undisturbed_inferences() -> None:
@@ -188,8 +188,10 @@ def test_undisturbed_inferences() -> None:
     assert undisturbed([seen, launch([1])]) is None
 
 
-@pytest.mark.parametrize("flag", ["OTHER_LOAD", "THROTTLED", "CLOCK"])
-@pytest.mark.parametrize("limit", [3.0, 1.0])
+@pytest.mark.parametrize(
+    ("flag", "limit"),
+    [("OTHER_LOAD", 1.0), ("THROTTLED", 1.0), ("CLOCK", 3.0), ("CLOCK", 1.5), ("TEST04", 3.0), ("TEST01", 1.0)],
+)
 def test_a_flagged_latency_decides_nothing(monkeypatch: pytest.MonkeyPatch, flag: str, limit: float) -> None:
     case = Case(budget=Budget(max_latency_ms=limit))
     assert check(case.judge()["w8a8"], gate.P50).outcome == ("holds" if limit == 3.0 else "fails")
@@ -203,6 +205,24 @@ def test_a_flagged_latency_decides_nothing(monkeypatch: pytest.MonkeyPatch, flag
     assert f"flagged {flag}" in p50.note
     case.recipe = Recipe(name="case", budgets={"default": Budget()})
     assert case.judge()["w8a8"].outcome == "pass", "without a limit on latency nothing hangs on it"
+
+
+@pytest.mark.parametrize(
+    ("flags", "interval", "limit", "left"),
+    [
+        (("OTHER_LOAD", "NOISE"), (1.9, 2.1), 3.0, ()),
+        (("OTHER_LOAD",), (1.9, 2.1), 2.0, ("OTHER_LOAD",)),
+        (("CLOCK",), (1.9, 2.1), 4.2, ()),
+        (("CLOCK",), (1.9, 2.1), 0.9, ()),
+        (("CLOCK", "THROTTLED"), (1.9, 2.1), 1.0, ("THROTTLED", "CLOCK")),
+        (("TEST01",), (1.9, 2.1), 100.0, ("TEST01",)),
+    ],
+)
+def test_flags_that_cannot_matter_leave_a_limit_decided(
+    flags: tuple[str, ...], interval: tuple[float, float], limit: float, left: tuple[str, ...]
+) -> None:
+    """What slows a file leaves "holds"; a clock that moves leaves what is twice as far away."""
+    assert doubts(flags, *interval, limit) == left
 
 
 class Thermometer:
@@ -338,7 +358,7 @@ def test_a_cheating_session_is_caught(
     tmp_path: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch, cheat: dict[str, bool], fails: set[str]
 ) -> None:
     real = worker.open_session
-    monkeypatch.setattr(worker, "open_session", lambda *given_: Cheat(real(*given_), **cheat))
+    monkeypatch.setattr(worker, "open_session", lambda *given_, **named: Cheat(real(*given_, **named), **cheat))
     one = candidate("student", mean_model(tmp_path / "model.onnx"))
     found = audit(one, InsideDevice(), threads=1, inputs=samples.pictures(pictures))
     assert [a.audit for a in found] == ["TEST01", "TEST04"]

@@ -31,11 +31,14 @@ class ProtocolContent(Value):
     numbers: dict[str, dict[str, float | bool | None]] = {}
 
 
+def scenario_tables(runs: Sequence[ScenarioRun]) -> tuple[Table, ...]:
+    """One for each scenario, without rows where it was not run."""
+    return _offline(runs), _fixed_rate(runs), _sustained(runs)
+
+
 def protocol_content(found: Measurements, seed: int) -> ProtocolContent:
     tables = (
-        _offline(found.scenarios),
-        _fixed_rate(found.scenarios),
-        _sustained(found.scenarios),
+        *scenario_tables(found.scenarios),
         _previous(found.items, seed),
         _tries(found),
         _disturbed(found.items),
