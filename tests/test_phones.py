@@ -89,11 +89,11 @@ SLEEPER = "import time; print('{\"ready\": 1}', flush=True); time.sleep(60)"
 @pytest.mark.parametrize("answers", [False, True])
 def test_a_silent_program_ends_with_its_device_only(answers: bool) -> None:
     worker = WorkerProcess(
-        [sys.executable, "-c", SLEEPER], lambda end: explain(end, WORDS), alive=lambda: answers, silence_s=0.1
+        [sys.executable, "-c", SLEEPER], lambda end: explain(end, WORDS), alive=lambda: answers, silence_s=2.0
     )
     began = time.monotonic()
     with worker, pytest.raises(DistilledgeError) as refused:
-        worker.request({"op": "block"}, 1.0)
+        worker.request({"op": "block"}, 5.0)
     assert refused.value.code == ("E9023" if answers else "E6077")
     assert time.monotonic() - began < 20
 
@@ -101,7 +101,7 @@ def test_a_silent_program_ends_with_its_device_only(answers: bool) -> None:
 def test_writing_to_a_silent_device_ends() -> None:
     """More than a pipe holds, and nobody reads it."""
     worker = WorkerProcess(
-        [sys.executable, "-c", SLEEPER], lambda end: explain(end, WORDS), alive=lambda: False, silence_s=0.1
+        [sys.executable, "-c", SLEEPER], lambda end: explain(end, WORDS), alive=lambda: False, silence_s=2.0
     )
     with worker, pytest.raises(LostError) as refused:
         worker.request({"op": "put", "data": "x" * 1_000_000}, 60)

@@ -67,6 +67,12 @@ WAYS = (
     ),
 )
 """To the device; the last is for all that says nothing."""
+SILENT = Cause(
+    "{name} gives no sign of life while {doing}",
+    "E6077",
+    "is it asleep, or hung? wake it up or restart it, then run this again",
+    "",
+)
 NO_PYTHON = "most phones have none: name one in `python:` of devices.yaml; docs/android.md says what else can be done"
 
 
@@ -81,8 +87,7 @@ def explain(end: End, words: dict[str, str]) -> DistilledgeError:
     ``words``: ``name``, ``serial``, ``python``, ``shell``.
     """
     if end.silent:
-        what = f"{words['name']} gives no sign of life while {end.doing}"
-        return LostError("E6077", what, "is it asleep, or hung? wake it up or restart it, then run this again")
+        return lost(end, (SILENT,), words)
     if end.reported is not None:
         return program_end(end, {**words, "no_python": NO_PYTHON})
     return lost(end, WAYS, words)
