@@ -24,6 +24,7 @@ from distilledge.targets.look import look, looked
 from distilledge.targets.made_inputs import digest, given, made
 from distilledge.targets.ondevice.ports import BadShape, Port, fixed, read_feeds, write_feeds
 from distilledge.targets.ondevice.session import open_session
+from distilledge.targets.protocol import Scenario
 from distilledge.targets.trial import _tflite_model
 
 FEW = Settings(samples=20, seconds=0.0, launches=1, warmup=2)
@@ -175,6 +176,22 @@ def test_a_file_is_timed_as_it_is_and_the_result_says_what_it_was(tmp_path: Path
     assert one.timing.launches[0].first_inference_ns > 0
 
 
+def test_scenarios_of_a_file_are_in_its_result(tmp_path: Path) -> None:
+    path = tmp_path / "one.tflite"
+    path.write_bytes(_tflite_model())
+    asked = (Scenario(name="offline", seconds=0.05), Scenario(name="fixed-rate", seconds=0.2, fps=50))
+    settings = FEW.model_copy(update={"scenarios": asked})
+    card, (item,) = measure_files(open_files([path], None), LocalDevice(), "local", settings, None, silent)
+    offline, camera = item.scenarios
+    assert (offline.scenario, camera.scenario) == asked
+    assert offline.passes
+    assert camera.frames is not None
+    assert len(camera.frames.start_ns) == 10
+    whole = result({"local": (card, (item,))}, {}, command="c", release="")
+    write_result(whole, tmp_path / "result.json")
+    assert read_result(tmp_path / "result.json") == whole
+
+
 def custom(path: Path) -> None:
     node = helper.make_node("Wonder", ["x"], ["y"], domain="acme")
     ports = [VALUE(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
@@ -277,9 +294,7 @@ def test_one_device_that_fails_stops_no_other(tmp_path: Path) -> None:
         return measure_files(files, LocalDevice(), name, FEW, None, say)
 
     made_, failed = on_each(["good", "bad"], work, states)
-    whole = result(
-        made_, {n: failure(e) for n, e in failed.items()}, command="c", release="r", scenario="single-stream"
-    )
+    whole = result(made_, {n: failure(e) for n, e in failed.items()}, command="c", release="r")
     write_result(whole, tmp_path / "result.json")
     assert read_result(tmp_path) == whole
     assert [item.device for item in whole.items] == ["good"]
