@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,6 +21,7 @@ from distilledge.models.errors import DistilledgeError
 from distilledge.pipeline.cli_benchmark import benchmark, compare
 from distilledge.pipeline.cli_devices import app as devices
 from distilledge.pipeline.cli_lists import DEMOS, Json, doctor, known_task, models, table
+from distilledge.pipeline.cli_run import load_for, run_recipe, shipped
 
 app = typer.Typer(
     name="distilledge",
@@ -69,7 +69,7 @@ def demo(
     """Run the whole chain on a generated set: surface inspection, or maintenance tickets (both synthetic)."""
     known_task(task)
     recipe, data = DEMOS[task]
-    _run(recipe, set_, work, smoke, "report", as_json)
+    run_recipe(recipe, set_, work, smoke, "report", as_json)
     if not as_json:
         typer.echo(f"next: distilledge init PATH/TO/YOUR/{data} > recipe.yaml && distilledge run recipe.yaml")
 
@@ -118,7 +118,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run the whole chain: data, teacher, student, export, verify, measure, score, gate, report."""
-    _run(str(recipe), [*set_, *_flags(no_control, allow_leakage, on_nan)], work, smoke, "report", as_json)
+    run_recipe(str(recipe), [*set_, *_flags(no_control, allow_leakage, on_nan)], work, smoke, "report", as_json)
 
 
 def _flags(no_control: bool, allow_leakage: bool, on_nan: str) -> list[str]:
@@ -150,7 +150,7 @@ def _stage_command(until: str) -> Callable[..., None]:
         smoke: Smoke = False,
         as_json: Json = False,
     ) -> None:
-        _run(str(recipe), set_, work, smoke, until, as_json)
+        run_recipe(str(recipe), set_, work, smoke, until, as_json)
 
     return command
 
@@ -169,77 +169,8 @@ app.add_typer(devices, name="devices")
 @app.command()
 def recipes() -> None:
     """List the recipes that come with distilledge."""
-    for path in _shipped():
+    for path in shipped():
         typer.echo(f"{path.stem:28s}{path.read_text(encoding='utf-8').splitlines()[1].lstrip('# ')}")
-
-
-def _shipped() -> list[Path]:
-    from distilledge.pipeline import recipes as folder
-
-    return sorted(Path(folder.__path__[0]).glob("*.yaml"))
-
-
-def load_for(recipe: Path | str, overrides: list[str], smoke: bool) -> Any:
-    """A recipe by its path or the name of one that comes with distilledge."""
-    from distilledge.pipeline.recipe_check import check_recipe
-    from distilledge.pipeline.recipe_file import load_recipe
-
-    path = Path(recipe)
-    if not path.exists():
-        path = next((p for p in _shipped() if p.stem == str(recipe)), path)
-    loaded = load_recipe(path, overrides=overrides, smoke=smoke)
-    check_recipe(loaded)
-    return loaded
-
-
-def _run(recipe: str, overrides: list[str], work: Path, smoke: bool, until: str, as_json: bool) -> None:
-    run_recipe(recipe, overrides, work, smoke, until, as_json)
-
-
-def run_recipe(
-    recipe: str, overrides: list[str], work: Path, smoke: bool, until: str, as_json: bool, *, quiet: bool = False
-) -> Path:
-    """The run folder. ``quiet``: show nothing but errors."""
-    from distilledge.pipeline.progress import Progress
-    from distilledge.pipeline.recipe_check import check_models
-    from distilledge.pipeline.run import is_trained
-    from distilledge.pipeline.run import run as run_chain
-
-    loaded = load_for(recipe, overrides, smoke)
-    if not is_trained(loaded, work):  # building the models takes seconds
-        check_models(loaded)
-    command = shlex.join(
-        ["distilledge", "run", recipe, *(a for o in overrides for a in ("--set", o)), *(["--smoke"] if smoke else [])]
-    )
-    if until == "control" and not loaded.distill.control:
-        until = "student"
-    failure: DistilledgeError | None = None
-    with Progress() as progress:
-        try:
-            _, directory = run_chain(loaded, work.absolute(), until=until, command=command, report=progress.update)
-        except DistilledgeError as error:
-            directory, failure = work.absolute() / "runs" / loaded.name, error
-    if failure or not quiet:
-        _show(directory, until, as_json, failure)
-    return directory
-
-
-def _show(directory: Path, until: str, as_json: bool, failure: DistilledgeError | None) -> None:
-    report = directory / "report.json"
-    fresh = until == "report" and report.exists() and (failure is None or failure.code in ("E5002", "E5020", "EA001"))
-    if as_json:
-        body = json.loads(report.read_text(encoding="utf-8")) if fresh else {}
-        error = {"code": failure.code, "what": failure.what, "hint": failure.hint} if failure else None
-        typer.echo(json.dumps({"run": str(directory), "error": error, "report": body}))
-    elif fresh:
-        from distilledge.pipeline.report.table import terminal
-
-        typer.echo(terminal(json.loads(report.read_text(encoding="utf-8"))))
-        typer.echo(f"report: {os.path.relpath(directory / 'report.html')}")
-    elif failure is None:
-        typer.echo(f"done: {os.path.relpath(directory / 'run.json')}")
-    if failure:
-        raise failure
 
 
 def _duration(seconds: float | None) -> str:

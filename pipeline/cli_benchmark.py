@@ -183,7 +183,7 @@ def _recipe(
     command: str,
 ) -> Path:
     """The run folder; of several devices the one that the last stage common to them left."""
-    from distilledge.pipeline.cli import run_recipe
+    from distilledge.pipeline.cli_run import run_recipe
     from distilledge.pipeline.fleet_run import benchmark_fleet, gathered, known
     from distilledge.pipeline.recipe_result import NAME
     from distilledge.pipeline.result_file import read_result, write_result
@@ -198,7 +198,7 @@ def _recipe(
         elif not as_json:
             _finish(found, {}, out or directory / NAME, as_json=False)
         return directory
-    from distilledge.pipeline.cli import load_for
+    from distilledge.pipeline.cli_run import load_for
     from distilledge.pipeline.cli_states import shown
 
     names = known(devices)
