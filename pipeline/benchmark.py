@@ -15,7 +15,7 @@ from distilledge.pipeline.decode import as_row
 from distilledge.pipeline.outcomes import write_outcomes
 from distilledge.pipeline.previous import check_previous, previous_files
 from distilledge.pipeline.profile import write_profiles
-from distilledge.pipeline.protocol import Beside, measure_beside, with_audits
+from distilledge.pipeline.protocol import Beside, measure_beside, shown, with_audits
 from distilledge.pipeline.recipe import Measure, TaskName, Units
 from distilledge.pipeline.record import ExportResult, Measurements, Sample, Scores, TextRow
 from distilledge.targets.base import Exported, Measurement, Predictions
@@ -70,7 +70,8 @@ def measure_exports(
     Then what the recipe asks for beside.
 
     Texts are timed as they are, then at each of ``settings.lengths`` that all files take; there from ids only.
-    Where each file's operations run is read back afterwards; ``out``: its layers are written there, as profile.json.
+    Where each file's operations run is read back afterwards (``quick``: of the teacher and what ships); ``out``: its
+    layers are written there, as profile.json.
     """
     steady = Steady(settings.cool_down, clock=not settings.quick)
     items: list[Measurement] = []
@@ -84,7 +85,8 @@ def measure_exports(
                 measure_once(group, inputs, settings, device, threads=threads, length=length, steady=steady)
                 for _ in range(settings.tries)
             ]
-            items += with_placement(joined(made), group, device, threads, profiles)
+            profiled = shown(group, teacher=True) if settings.quick else group
+            items += with_placement(joined(made), profiled, device, threads, profiles)
             tries += compare_tries(made) if settings.tries > 1 else ()
         beside.append(measure_beside(group, inputs, settings, device))
     if out is not None:

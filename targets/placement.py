@@ -60,11 +60,15 @@ def with_placement(
     threads: int,
     taken: dict[tuple[str, int], Profile],
 ) -> list[Measurement]:
-    """The measurements with where their files ran, and the flags of that. ``taken`` holds what was read back before."""
+    """The measurements, those of ``candidates`` with where their files ran and the flags of that.
+
+    ``taken`` holds what was read back before.
+    """
     for candidate in candidates:
         if (candidate.name, threads) not in taken:
             taken[candidate.name, threads] = _read_back(file_of(candidate), device, threads)
-    return [flagged(m, taken[m.name, threads].placement) for m in measurements]
+    found = [taken.get((m.name, threads)) for m in measurements]
+    return [flagged(m, f.placement) if f else m for m, f in zip(measurements, found, strict=True)]
 
 
 def flagged(measurement: Measurement, placement: Placement) -> Measurement:

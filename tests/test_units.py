@@ -297,7 +297,9 @@ def test_a_measurement_keeps_its_placement_whatever_the_profiler_does(tmp_path: 
     path = onnx_chain(tmp_path / "m.onnx", ["Exp"])
     good = Candidate(name="student w", role="student", directory=str(tmp_path), exported=exported(path))
     timed = measurement("fp32", 5).model_copy(update={"name": "student w", "int8_slower_than_float": True})
-    (found,) = with_placement([timed], [good], LocalDevice(), 1, {})
+    unasked = timed.model_copy(update={"name": "student v"})
+    found, other = with_placement([timed, unasked], [good], LocalDevice(), 1, {})
+    assert other == unasked
     assert found.placement is not None
     assert [u.operations for u in found.placement.units] == [2]
     assert found.unit_flags == ("SLOWER_THAN_FLOAT",)
