@@ -33,7 +33,8 @@ SLOWING = ("OTHER_LOAD", "THROTTLED")
 """Flags of what can only make a file slower: a limit that holds all the same holds."""
 ABSOLUTE = (*NOT_COMPARED, "CLOCK")
 """Flags of figures that decide no limit. A clock that moves leaves files that take turns comparable: on an idle virtual
-machine the fixed loop took up to 1.35 times its shortest time within seconds, ratios of such files stayed."""
+machine the fixed loop took up to 1.35 times its shortest time within seconds, the ratio of two such files moved by 1.09
+over five tries."""
 CLOCK_MARGIN = 2.0
 """A limit so many times away is decided whatever the clock did."""
 COUNTERS = ("throttle_count", "cooling_state", "cgroup_throttled", "thermal_status")
