@@ -85,11 +85,13 @@ def raised(root: Path = ROOT) -> list[Raised]:
 
 def _raised(tree: ast.Module, path: str, kinds: set[str]) -> Iterator[Raised]:
     for scope in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
-        texts = {ast.unparse(a.targets[0]): a.value for a in ast.walk(scope) if isinstance(a, ast.Assign)}
+        texts = [a for a in ast.walk(scope) if isinstance(a, ast.Assign)]
         for call in (n for n in ast.walk(scope) if isinstance(n, ast.Call) and len(n.args) > 1):
             kind, code = ast.unparse(call.func).rpartition(".")[2], call.args[0]
             if kind in kinds and isinstance(code, ast.Constant) and CODE.fullmatch(str(code.value)):
-                what = texts.get(ast.unparse(call.args[1]), call.args[1])
+                named = [a for a in texts if ast.unparse(a.targets[0]) == ast.unparse(call.args[1])]
+                before = [a for a in named if a.lineno < call.lineno] or named
+                what = max(before, key=lambda a: a.lineno).value if before else call.args[1]
                 yield Raised(str(code.value), KIND_OF.get(kind, kind), message(what), path, call.lineno)
     yield from _listed(tree, path)
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from distilledge.models.errors import RejectedError, UsageError
 from distilledge.pipeline.result_file import Item, Result
+from distilledge.targets import fairness
 
-NOT_COMPARED = ("OTHER_LOAD", "THROTTLED", "DRIFT", "NOISE")
+NOT_COMPARED = (*fairness.NOT_COMPARED, "DRIFT", "NOISE")
 """Flags of timings that say something of the moment and not of the file."""
 SAME_DEVICE = ("cpu_model", "machine", "cpu_count", "board", "emulated")
 JUDGED = ("candidate", "student")

@@ -34,9 +34,10 @@ from distilledge.targets.made_inputs import RULE, digest, given, made
 from distilledge.targets.measure import ARRAYS, Candidate, measure
 from distilledge.targets.ondevice.ports import Feed, Port, write_feeds
 from distilledge.targets.placement import file_of, profile
-from distilledge.targets.protocol import Scenario, ScenarioRun
+from distilledge.targets.protocol import SAMPLES, SECONDS, CoolDown, Scenario, ScenarioRun
 from distilledge.targets.samples import Samples
 from distilledge.targets.scenarios import run_scenario
+from distilledge.targets.steady import Steady
 from distilledge.targets.units import Profile
 
 log = logging.getLogger("distilledge")
@@ -127,6 +128,7 @@ def measure_files(
             arrays[one.name] = str(Path(folder) / f"{number}.npz")
             write_feeds(arrays[one.name], fed[-1].feeds)
         rows = tuple(arrays.values())
+        brief = settings.quick or settings.samples < SAMPLES or settings.seconds < SECONDS
         found = measure(
             candidates,
             device,
@@ -136,7 +138,8 @@ def measure_files(
             launches=1 if settings.quick else settings.launches,
             warmup=settings.warmup,
             end_to_end=0,
-            quick=settings.quick or settings.samples < 1024 or settings.seconds < 60,
+            quick=brief,
+            steady=Steady(CoolDown(), clock=not brief),
             inputs=Samples(rows, arrays=arrays),
             progress=lambda share: say(f"measuring {100 * share:.0f} %"),
         )

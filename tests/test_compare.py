@@ -141,7 +141,7 @@ def test_another_device_is_refused() -> None:
         compare([made(), other], Gates())
 
 
-@pytest.mark.parametrize("flag", ["OTHER_LOAD", "THROTTLED", "DRIFT", "NOISE"])
+@pytest.mark.parametrize("flag", ["OTHER_LOAD", "THROTTLED", "DRIFT", "NOISE", "TEST01", "TEST04"])
 def test_flagged_timings_are_not_compared_and_never_pass(flag: str) -> None:
     flagged = made(item={"timing": timed(10, flags=(flag,))})
     for pair in ([made(), flagged], [flagged, made()]):

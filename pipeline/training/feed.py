@@ -15,6 +15,18 @@ from distilledge.pipeline.training.mixing import Batch
 from distilledge.pipeline.training.views import Steps
 
 
+def steps_of(labels: IntArray, settings: Training, seed: int, accelerator: Accelerator) -> Steps:
+    """All samples in the order of ``Steps``, this process's share of them."""
+    return Steps(
+        labels,
+        settings.batch_size * settings.accumulate,
+        seed=seed,
+        balanced=settings.sampling == "balanced",
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+
+
 class Feed(Protocol):
     """Samples by index; ``names`` are for messages, ``labels`` are class indices, -1 where there is none."""
 

@@ -13,6 +13,7 @@ from distilledge.models.losses import one_hot
 from distilledge.pipeline.recipe import Augment, Training
 from distilledge.pipeline.training.counters import IntArray, Purpose, generator
 from distilledge.pipeline.training.evaluate import validate
+from distilledge.pipeline.training.feed import steps_of
 from distilledge.pipeline.training.loaded import Loaded
 from distilledge.pipeline.training.mixing import Batch, mix
 from distilledge.pipeline.training.pictures import Pictures
@@ -35,14 +36,7 @@ class PictureFeed:
     seed: int
 
     def steps(self, settings: Training, seed: int, accelerator: Accelerator) -> Steps:
-        return Steps(
-            self.labels,
-            settings.batch_size * settings.accumulate,
-            seed=seed,
-            balanced=settings.sampling == "balanced",
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
-        )
+        return steps_of(self.labels, settings, seed, accelerator)
 
     def loader(self, steps: Steps, *, pin: bool) -> Iterable[Loaded]:
         return view_loader(self.views, steps, workers=self.workers, pin=pin)

@@ -27,7 +27,7 @@ from distilledge.pipeline.training import evaluate, feature_cache, text_feed
 from distilledge.pipeline.training.counters import IntArray
 from distilledge.pipeline.training.environment import prepare_accelerator, repeatable, resolve_precision
 from distilledge.pipeline.training.feature_cache import FloatArray
-from distilledge.pipeline.training.feed import Feed
+from distilledge.pipeline.training.feed import Feed, steps_of
 from distilledge.pipeline.training.loaded import Loaded
 from distilledge.pipeline.training.loop import Trained
 from distilledge.pipeline.training.mixing import Batch
@@ -54,14 +54,7 @@ class FeatureFeed:
     score: Callable[[FloatArray], dict[str, float]]
 
     def steps(self, settings: Training, seed: int, accelerator: Accelerator) -> Steps:
-        return Steps(
-            self.labels,
-            settings.batch_size * settings.accumulate,
-            seed=seed,
-            balanced=settings.sampling == "balanced",
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
-        )
+        return steps_of(self.labels, settings, seed, accelerator)
 
     def loader(self, steps: Steps, *, pin: bool) -> Iterable[Loaded]:  # noqa: ARG002 (all in memory)
         return _Rows(self.features, steps)

@@ -95,6 +95,14 @@ class Device(Protocol):
     def close(self) -> None: ...
 
 
+def stay(files: Sequence[Path]) -> tuple[str, ...]:
+    """The places of files that need not be sent. Raises ``DeviceError`` for one that is not there."""
+    missing = next((f for f in files if not f.is_file()), None)
+    if missing is not None:
+        raise DeviceError("E6022", f"no such file: {missing}", "run the stage that makes it again")
+    return tuple(str(f.resolve()) for f in files)
+
+
 def refusal(answer: Message) -> DistilledgeError:
     """The error that a worker's error record means."""
     kind, text, op = answer.get("kind"), " ".join(str(answer.get("text", "")).split()), answer.get("op")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from distilledge.models.errors import DeviceError
-from distilledge.targets.devices.base import Message
+from distilledge.targets.devices.base import Message, stay
 from distilledge.targets.devices.browser_link import Link
 from distilledge.targets.devices.browser_program import Browser, command_of
 from distilledge.targets.devices.browser_server import PageServer
@@ -76,10 +76,7 @@ class BrowserDevice:
 
     def push(self, files: Sequence[Path]) -> tuple[str, ...]:
         """Files stay where they are until a page fetches them."""
-        missing = next((f for f in files if not f.is_file()), None)
-        if missing is not None:
-            raise DeviceError("E6022", f"no such file: {missing}", "run the stage that makes it again")
-        return tuple(str(f.resolve()) for f in files)
+        return stay(files)
 
     def pull(self, path: str, to: Path) -> None:
         shutil.copyfile(path, to)

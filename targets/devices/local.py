@@ -10,9 +10,9 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from distilledge.models.errors import DeviceError, DistilledgeError
+from distilledge.models.errors import DistilledgeError
 from distilledge.targets import ondevice
-from distilledge.targets.devices.base import Message, death, vanished
+from distilledge.targets.devices.base import Message, death, stay, vanished
 from distilledge.targets.devices.process import START_SECONDS, End, WorkerProcess
 
 
@@ -30,10 +30,7 @@ class LocalDevice:
         self._remove: weakref.finalize[..., LocalDevice] | None = None
 
     def push(self, files: Sequence[Path]) -> tuple[str, ...]:
-        missing = next((f for f in files if not f.is_file()), None)
-        if missing is not None:
-            raise DeviceError("E6022", f"no such file: {missing}", "run the stage that makes it again")
-        return tuple(str(f.resolve()) for f in files)
+        return stay(files)
 
     def pull(self, path: str, to: Path) -> None:
         shutil.copyfile(path, to)

@@ -101,7 +101,7 @@ def onnx_session(ort: Any, path: str, options: Any, units: Units) -> Any:
     settings = [dict(units.options.get(name, {})) for name in units.names]
     try:
         session = ort.InferenceSession(path, options, wanted, settings, enable_fallback=0)
-    except Exception as error:
+    except Exception as error:  # the runtime's own errors have no base of their own
         hint = "; add cpu behind it to let the CPU compute the rest" if "CPU EP" in str(error) else ""
         raise RefusedUnitError(f"{' '.join(units.names)}: {error}{hint}") from error
     dropped = [name for name in units.names if PROVIDERS[name] not in session.get_providers()]
