@@ -41,6 +41,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": 2},
 }
 CAUSAL = ("gpt2", "llama", "qwen2")
+OFTEN = ("bert", "modernbert", "gpt2", "t5", "llama")
+"""One of each family: the others share its code but for names, and are asked with the slow tests."""
+EACH = [pytest.param(kind, marks=() if kind in OFTEN else pytest.mark.slow) for kind in KINDS]
 PAD, SEP, WORDS = 1, 3, 60
 
 
@@ -84,7 +87,7 @@ def run(net: text.TextNet, given: Tensor) -> Tensor:
 # ---- every architecture
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 @pytest.mark.parametrize("pooling", ["first", "mean", "last"])
 def test_padding_on_the_right_changes_no_class(kind: str, pooling: str) -> None:
     net, given = tiny(kind, pooling=pooling), ids(3, 12)
@@ -96,7 +99,7 @@ def test_padding_on_the_right_changes_no_class(kind: str, pooling: str) -> None:
     assert torch.allclose(run(net, torch.cat([given, mixed]))[3:], run(net, given[:, :5]), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_padding_on_the_right_changes_no_token(kind: str) -> None:
     net, given = tiny(kind, "token-classification"), ids(2, 9)
     logits = run(net, given)
@@ -104,7 +107,7 @@ def test_padding_on_the_right_changes_no_token(kind: str) -> None:
     assert torch.allclose(run(net, padded(given, 11))[:, :9], logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_answers_never_lie_in_the_padding(kind: str) -> None:
     net, given = tiny(kind, "question-answering"), ids(2, 9)
     given[:, 4] = SEP
@@ -114,7 +117,7 @@ def test_answers_never_lie_in_the_padding(kind: str) -> None:
     assert torch.allclose(logits[:, :9], run(net, given), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_only_decoders_do_not_look_ahead(kind: str) -> None:
     net, given = tiny(kind, "token-classification"), ids(1, 8)
     other = given.clone()
@@ -124,7 +127,7 @@ def test_only_decoders_do_not_look_ahead(kind: str) -> None:
     assert change[7] > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_an_architecture_is_json_and_its_state_fits_again(kind: str) -> None:
     net, given = tiny(kind), padded(ids(2, 7), 3)
     again = text.create(json.loads(json.dumps(net.architecture)))
@@ -134,7 +137,7 @@ def test_an_architecture_is_json_and_its_state_fits_again(kind: str) -> None:
     assert again.architecture == net.architecture
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_states_are_those_of_transformers_own_forward_pass(kind: str) -> None:
     """Its own masks, positions and token types, where we make ours."""
     net, given = tiny(kind, "token-classification"), padded(ids(2, 9), 3)
@@ -144,7 +147,7 @@ def test_states_are_those_of_transformers_own_forward_pass(kind: str) -> None:
     assert torch.allclose(ours[real], theirs[real], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_gradients_reach_every_parameter(kind: str) -> None:
     net, given = tiny(kind).train(), padded(ids(2, 9), 3)
     net(given).square().sum().backward()
@@ -327,13 +330,13 @@ def test_impossible_configurations_are_refused(kind: str, fields: dict[str, Any]
 # ---- students and trimmed vocabularies
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_a_student_with_all_layers_is_the_teacher(kind: str) -> None:
     teacher, given = tiny(kind), padded(ids(2, 7), 2)
     assert torch.equal(run(text.student_of(teacher, [0, 1, 2]).eval(), given), run(teacher, given))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_a_student_starts_from_the_layers_it_was_given(kind: str) -> None:
     teacher = tiny(kind, layers=4)
     student = text.student_of(teacher, [1, 3])
@@ -359,7 +362,7 @@ def test_every_second_layer_is_the_default_and_absent_ones_are_refused() -> None
         text.student_of(teacher, [0, 4])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_a_trimmed_network_answers_as_the_whole_one_for_the_tokens_it_kept(kind: str) -> None:
     net = tiny(kind)
     kept = [PAD, 2, SEP, *range(59, 30, -1)]
@@ -424,7 +427,7 @@ def load(directory: Path | str, task: str = "text-classification", **options: An
     return text.from_pretrained(str(directory), task=task, classes=3, max_length=16, pad_id=PAD, sep_id=SEP, **options)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 @pytest.mark.parametrize("prefixed", [False, True])
 def test_a_saved_backbone_is_read_whole(kind: str, prefixed: bool, tmp_path: Path) -> None:
     net = tiny(kind)
@@ -581,7 +584,7 @@ def test_the_hub_is_asked_through_its_cache(tmp_path: Path, monkeypatch: pytest.
 # ---- adapters
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_adapters_change_nothing_at_first_and_merge_into_the_weights(kind: str) -> None:
     net, given = tiny(kind), padded(ids(2, 9), 3)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -629,7 +632,7 @@ def test_only_adapters_and_head_are_trained() -> None:
 # ---- parameter groups and cost
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_groups_hold_every_parameter_once_and_rates_fall_towards_the_embeddings(kind: str) -> None:
     net = tiny(kind)
     groups = training.parameter_groups(net, lr=0.1, weight_decay=0.05, layer_decay=0.5)
