@@ -1,5 +1,5 @@
 # make demo   the whole chain on generated pictures: teacher -> student -> int8 -> ONNX, OpenVINO, TFLite -> report
-# make test   all tests: the fast ones, then real exports and small trainings, then the boards
+# make test   all tests: the fast ones, real exports and small trainings, the boards (make fast, make slow, make board: one kind)
 # Both set up .venv the first time (several GB: torch's CUDA build). uv is used where it is on PATH, else venv and pip.
 # PYTHON=/path/to/python3.12 make demo   takes another interpreter (3.11 or 3.12).
 
@@ -20,13 +20,15 @@ help:
 demo: $(VENV)/.set-up
 	$(BIN)/distilledge demo
 
-test: fast slow board
+# In one session: nothing is imported three times, and what is quick fills the gaps that what is slow leaves.
+test: $(VENV)/.set-up
+	$(PYTEST)
 
 fast slow board: $(VENV)/.set-up
 
 # One process for each core, each with one thread. JOBS=0 make fast: all in one, as a debugger needs it.
 JOBS ?= logical
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist loadscope
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 fast:
 	$(PYTEST) -m "not slow and not board"

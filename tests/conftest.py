@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before any test module is imported: openvino and nncf send an event when they are imported."""
     switch_off()
     np.seterr(divide="raise", over="raise", invalid="raise")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with many slow and board tests first: one that is begun last would keep one process busy at the end."""
+    heavy = Counter(
+        i.nodeid.partition("::")[0] for i in items if i.get_closest_marker("slow") or i.get_closest_marker("board")
+    )
+    items.sort(key=lambda item: -heavy[item.nodeid.partition("::")[0]])
 
 
 @pytest.fixture(scope="session")
