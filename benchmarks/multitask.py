@@ -1,0 +1,286 @@
+"""One student of two tasks against two students of one: same size, epochs, seeds, pictures; teachers likewise.
+
+    python benchmarks/multitask.py           about half an hour on one core; goes on from what was run before (--runs)
+    python benchmarks/multitask.py --quick   the generated set, one seed, a few epochs: labelled so
+
+Two data sets. ``synthetic``: the generated surfaces, whose defect and texture are independent. ``x-sdd``: real pictures
+of hot-rolled steel; they have one label column, so the second task, the family of the defect, is DERIVED from it
+(``FAMILIES``). Both sides of a comparison see the same splits. Students are distilled from a teacher of their own kind:
+two tasks from one of two tasks. Compared on the test split in torch, in points of accuracy, paired by picture and seed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import common
+import numpy as np
+
+SEEDS = (0, 1, 2)
+WITHIN = 1.0
+"""Points that the multi-task student may lie below the single-task one."""
+TEACHER_SIDE, STUDENT_SIDE = 96, 64
+EPOCHS = {"synthetic": (8, 12), "x-sdd": (6, 10)}
+"""Of the teacher and the student."""
+WEIGHTINGS = ("fixed", "uncertainty", "gradnorm")
+SINGLE = "single task"
+FAMILIES = {
+    "finishing_roll_printing": "mechanical",
+    "surface_scratch": "mechanical",
+    "iron_sheet_ash": "foreign",
+    "slag_inclusion": "foreign",
+    "oxide_scale_of_plate_system": "scale",
+    "oxide_scale_of_temperature_system": "scale",
+    "red_iron": "scale",
+}
+TASKS = {"synthetic": ("defect", "texture"), "x-sdd": ("defect", "family")}
+
+
+class Set(NamedTuple):
+    """A data stage of two tasks, and one of each task alone, of the same pictures and splits."""
+
+    name: str
+    stages: dict[str, tuple[Any, Path]]
+    """By task, ``both`` for two: splits and directory."""
+    labels: Any
+    """(test pictures, 2)."""
+    tested: list[Any]
+
+
+def recipe_of(name: str, seed: int, weighting: str, epochs: tuple[int, int], data: dict[str, Any]) -> Any:
+    from distilledge.pipeline.recipe import Recipe
+
+    weights = f"{os.environ['DISTILLEDGE_SHARED']}/weights/mobilenetv1_025_tfqat/model.safetensors"
+    augment = {"crop_scale": [0.8, 1.0], "vertical_flip": 0.5}
+
+    def part(side: int, count: int) -> dict[str, Any]:
+        training = {"epochs": count, "batch_size": 32, "lr": 2e-3, "device": "cpu", "augment": augment}
+        return {"model": "mobilenetv1_025", "weights": weights, "input": {"size": side}, "training": training}
+
+    return Recipe.model_validate(
+        {
+            "name": f"multitask-{name}",
+            "seed": seed,
+            "data": data,
+            "teacher": part(TEACHER_SIDE, epochs[0]),
+            "student": part(STUDENT_SIDE, epochs[1]),
+            "multitask": {"weighting": weighting},
+        }
+    )
+
+
+def data_of(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
+    """The recipe's data section."""
+    first, second = TASKS[name]
+    if name == "synthetic":
+        generated = {"per_class": 40 if quick else 100, "size": 96, "difficulty": 0.3}
+        return {"synthetic": generated, "columns": {"labels": {first: "label", second: "texture"}}}
+    real = Path(os.environ["DISTILLEDGE_SHARED"]) / "data" / "x-sdd"
+    header, *lines = (real / "splits.csv").read_text(encoding="utf-8").splitlines()
+    columns = header.split(",")
+    file, label = columns.index("file"), columns.index("label")
+    rows = [line.split(",") for line in lines]
+    made = [",".join([str(real / r[file]), *r[1:], FAMILIES[r[label]]]) for r in rows]
+    manifest = folder / "manifest.csv"
+    manifest.write_text("\n".join([",".join([*columns, second]), *made]) + "\n", encoding="utf-8")
+    return {"path": str(manifest), "columns": {"path": "file", "labels": {first: "label", second: second}}}
+
+
+def prepared(name: str, folder: Path, *, quick: bool) -> tuple[Set, dict[str, Any]]:
+    from distilledge.pipeline.data.labels import read_labels
+    from distilledge.pipeline.data.prepare import prepare
+    from distilledge.pipeline.record import read_samples
+
+    both = folder / name / "both"
+    both.mkdir(parents=True)
+    data = data_of(name, folder / name, quick=quick)
+    recipe = recipe_of(name, 0, "fixed", (1, 1), data)
+    splits = prepare(recipe.data, bit_depth=8, seed=0, out=both)
+    splits = splits.model_copy(update={"root": str(both) if splits.root == "." else splits.root})
+    samples = read_samples(both)
+    labels = read_labels(both, samples)
+    stages: dict[str, tuple[Any, Path]] = {"both": (splits, both)}
+    for number, head in enumerate(splits.heads):
+        alone = folder / name / head.name
+        alone.mkdir()
+        own = [s._replace(label=int(label)) for s, label in zip(samples, labels[:, number], strict=True)]
+        (alone / "samples.jsonl").write_text("".join(json.dumps(s._asdict()) + "\n" for s in own), encoding="utf-8")
+        stages[head.name] = splits.model_copy(update={"classes": head.classes, "heads": ()}), alone
+    tested = [s for s in samples if s.split == "test"]
+    return Set(name, stages, read_labels(both, tested), tested), data
+
+
+def answers(found: Set, checkpoint: Any, out: Path) -> Any:
+    """Logits (test pictures, classes), with the device's own preprocessing."""
+    import torch
+
+    from distilledge.pipeline import checkpoint as checkpoints
+    from distilledge.pipeline.training.views import ToInput, evaluation_batches
+
+    spec = checkpoints.spec(checkpoint)
+    model, to_input = checkpoints.load(checkpoint, out), ToInput(spec)
+    with torch.inference_mode():
+        batches = evaluation_batches(found.tested, Path(found.stages["both"][0].root), spec, 64)
+        return torch.cat([model(to_input(pictures)) for pictures, _ in batches]).numpy()
+
+
+def train(found: Set, recipe: Any, what: str, folder: Path) -> tuple[Any, list[float]]:
+    """Logits of the student, and the weights of its losses at the end. ``what``: a task, or ``both``."""
+    from distilledge.pipeline.training.distill import distill
+    from distilledge.pipeline.training.events import silent
+    from distilledge.pipeline.training.teacher import finetune
+
+    splits, directory = found.stages[what]
+    made: dict[str, Any] = {}
+    for role in ("teacher", "student"):
+        out = folder / role
+        (out / "partial").mkdir(parents=True)
+        if role == "teacher":
+            made[role] = finetune(recipe, splits, directory, out, out / "partial", silent)
+        else:
+            taught = made["teacher"], folder / "teacher"
+            made[role] = distill(recipe, splits, directory, taught, out, partial=out / "partial", report=silent)
+    weights = [made["student"].validation.get(f"weight.{head.name}", 1.0) for head in splits.heads]
+    return answers(found, made["student"], folder / "student"), weights
+
+
+def right(found: Set, task: int, logits: Any, *, joint: bool) -> list[bool]:
+    """Which test pictures are answered right."""
+    from distilledge.models.heads import spans
+
+    columns = spans(found.stages["both"][0].heads)[task] if joint else slice(None)
+    answered: list[bool] = (logits[:, columns].argmax(1) == found.labels[:, task]).tolist()
+    return answered
+
+
+class Runs:
+    """What was trained, one JSON line each; what is there is not trained again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.found = [json.loads(line) for line in lines]
+
+    def get(self, data: str, seed: int, how: str) -> dict[str, Any] | None:
+        wanted = {"data": data, "seed": seed, "how": how}
+        return next((r for r in self.found if wanted.items() <= r.items()), None)
+
+    def add(self, run: dict[str, Any]) -> None:
+        self.found.append(run)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(run) + "\n")
+
+
+def run_all(found: Set, data: dict[str, Any], seed: int, runs: Runs, folder: Path, epochs: tuple[int, int]) -> None:
+    tasks = TASKS[found.name]
+    for how in (SINGLE, *WEIGHTINGS):
+        if runs.get(found.name, seed, how) is not None:
+            continue
+        started = time.perf_counter()
+        recipe = recipe_of(found.name, seed, how if how != SINGLE else "fixed", epochs, data)
+        answered, weights = {}, []
+        for what in tasks if how == SINGLE else ("both",):
+            alone = recipe.model_copy(update={"data": recipe.data.model_copy(update={"columns": SINGLE_COLUMNS()})})
+            chosen = alone if how == SINGLE else recipe
+            logits, weights = train(found, chosen, what, folder / f"{found.name}-{seed}-{how}-{what}".replace(" ", "-"))
+            for task, name in enumerate(tasks):
+                if what in (name, "both"):
+                    answered[name] = right(found, task, logits, joint=how != SINGLE)
+        seconds = time.perf_counter() - started
+        shown = ", ".join(f"{name} {np.mean(answered[name]):.3f}" for name in tasks)
+        print(f"{found.name}, seed {seed}, {how}: {shown} in {seconds:.0f} s", file=sys.stderr, flush=True)
+        one = {"data": found.name, "seed": seed, "how": how, "seconds": seconds, "weights": weights}
+        runs.add({**one, "right": {name: [int(r) for r in answered[name]] for name in tasks}})
+
+
+def SINGLE_COLUMNS() -> Any:  # noqa: N802
+    from distilledge.pipeline.recipe import Columns
+
+    return Columns()
+
+
+def rows_of(found: Set, runs: Runs, seeds: tuple[int, ...]) -> Iterator[common.Row]:
+    """One for each task and weighting: drop against the single-task student with a paired cluster bootstrap."""
+    from distilledge.pipeline import stats
+
+    groups = [s.group for s in found.tested] * len(seeds)
+    for task, name in enumerate(TASKS[found.name]):
+        labels = np.tile(found.labels[:, task], len(seeds))
+        alone = _right(runs, found.name, seeds, SINGLE, name)
+        for how in WEIGHTINGS:
+            multi = _right(runs, found.name, seeds, how, name)
+            drop = stats.paired_drop(alone, multi, labels, metric="accuracy", groups=groups)
+            per_seed = [100 * (a.mean() - m.mean()) for a, m in zip(*_by_seed(alone, multi, seeds), strict=True)]
+            weights = np.mean([_got(runs, found.name, s, how)["weights"][task] for s in seeds])
+            yield {
+                "data": found.name,
+                "task": name,
+                "weighting": how,
+                "single_task": float(alone.mean()),
+                "multi_task": float(multi.mean()),
+                "points_below": drop.value,
+                "low": drop.low,
+                "high": drop.high,
+                "by_seed": " ".join(f"{points:+.2f}" for points in per_seed),
+                "weight": float(weights),
+                "pictures": len(found.tested),
+            }
+
+
+def _got(runs: Runs, data: str, seed: int, how: str) -> dict[str, Any]:
+    run = runs.get(data, seed, how)
+    assert run is not None
+    return run
+
+
+def _right(runs: Runs, data: str, seeds: tuple[int, ...], how: str, task: str) -> Any:
+    return np.concatenate([np.array(_got(runs, data, s, how)["right"][task], bool) for s in seeds])
+
+
+def _by_seed(alone: Any, multi: Any, seeds: tuple[int, ...]) -> tuple[Any, Any]:
+    return np.split(alone, len(seeds)), np.split(multi, len(seeds))
+
+
+def main() -> None:
+    parser = common.arguments(__doc__ or "")
+    parser.add_argument("--runs", type=Path, default=None, help="file of the trainings that were run before")
+    options = parser.parse_args()
+    if "DISTILLEDGE_SHARED" not in os.environ:
+        sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
+    import torch
+
+    torch.set_num_threads(1)
+    seeds = SEEDS[:1] if options.quick else SEEDS
+    rows: list[common.Row] = []
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        runs = Runs(options.runs or folder / "runs.jsonl")
+        for name in TASKS if not options.quick else ("synthetic",):
+            found, data = prepared(name, folder, quick=options.quick)
+            for seed in seeds:
+                run_all(found, data, seed, runs, folder, (2, 2) if options.quick else EPOCHS[name])
+            rows += rows_of(found, runs, seeds)
+    facts = common.conditions(
+        quick=options.quick,
+        packages=("torch", "timm", "accelerate"),
+        extra={"teacher": f"mobilenetv1_025 at {TEACHER_SIDE} px", "student": f"mobilenetv1_025 at {STUDENT_SIDE} px"}
+        | {"seeds": list(seeds), "threads": 1, "epochs": EPOCHS, "derived": "x-sdd family is derived from its label"},
+    )
+    bars = [
+        common.bar(f"{r['data']}, {r['task']}: points below single-task", r["points_below"], WITHIN)
+        for r in rows
+        if r["weighting"] == "fixed"
+    ]
+    common.finish("multitask-quick" if options.quick else "multitask", facts, rows, bars, out=options.out)
+
+
+if __name__ == "__main__":
+    main()
