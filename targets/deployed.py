@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distilledge.models.errors import DistilledgeError, MissingPackageError
-from distilledge.models.heads import with_outputs
+from distilledge.models.outputs import with_outputs
 from distilledge.targets.base import Deployable, TextDeployable
 
 IMAGE, IDS, LOGITS = "image", "ids", "logits"

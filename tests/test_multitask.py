@@ -18,10 +18,11 @@ from torch import nn
 from distilledge.models import vision
 from distilledge.models.errors import DistilledgeError, RejectedError, UsageError
 from distilledge.models.features import Outputs
-from distilledge.models.heads import Apart, Head, Sliced, joined, spans, with_outputs
+from distilledge.models.heads import Head, joined, spans
 from distilledge.models.losses import cross_entropy, kl
 from distilledge.models.losses_heads import MultiTaskLoss
 from distilledge.models.losses_total import DistillationLoss, Term
+from distilledge.models.outputs import Apart, Sliced, with_outputs
 from distilledge.models.weightings import LEAST, WEIGHTINGS, Fixed, GradNorm, Uncertainty, gradient_lengths
 from distilledge.pipeline import recipe_multitask
 from distilledge.pipeline.data.labels import read_labels

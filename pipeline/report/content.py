@@ -163,7 +163,8 @@ def _tasks(run: RunRecord, stages: _Stages) -> TaskContent | None:
         c.role: _json_lines(run.directory(c.role) / "curves.jsonl") for c in stages.checkpoints
     }
     tested = (run.directory("data"), stages.samples)
-    return task_content(run.recipe, stages.splits, stages.scores, _logits(run, stages), stages.verdicts, tested, curves)
+    given = (run.recipe, stages.splits, stages.scores, _logits(run, stages), stages.verdicts)
+    return task_content(*given, tested=tested, curves=curves)
 
 
 def _groups(stages: _Stages) -> list[str] | None:

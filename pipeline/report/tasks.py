@@ -29,6 +29,7 @@ def task_content(
     scores: Scores,
     logits: Mapping[str, Any],
     verdicts: Verdicts,
+    *,
     tested: tuple[Path, Sequence[Sample]],
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> TaskContent | None:
