@@ -16,13 +16,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import common
 import numpy as np
+from multitask_table import PAGE, SINGLE, WEIGHTINGS, Runs, filled, rows_of
 
 SEEDS = (0, 1, 2)
 WITHIN = 1.0
@@ -30,8 +30,6 @@ WITHIN = 1.0
 TEACHER_SIDE, STUDENT_SIDE = 64, 48
 EPOCHS = {"x-sdd": (5, 6), "synthetic": (10, 12)}
 """Of the teacher and the student."""
-WEIGHTINGS = ("fixed", "uncertainty", "gradnorm")
-SINGLE = "single task"
 FAMILIES = {
     "finishing_roll_printing": "mechanical",
     "surface_scratch": "mechanical",
@@ -180,36 +178,21 @@ def right(found: Set, task: int, logits: Any, *, joint: bool) -> list[bool]:
     return answered
 
 
-class Runs:
-    """What was trained, one JSON line each; what is there is not trained again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.found = [json.loads(line) for line in lines]
-
-    def get(self, data: str, seed: int, how: str) -> dict[str, Any] | None:
-        wanted = {"data": data, "seed": seed, "how": how}
-        return next((r for r in self.found if wanted.items() <= r.items()), None)
-
-    def add(self, run: dict[str, Any]) -> None:
-        self.found.append(run)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(run) + "\n")
+class Bench(NamedTuple):
+    found: Set
+    data: dict[str, Any]
+    epochs: tuple[int, int]
+    folder: Path
+    taught: dict[str, tuple[Any, Path]]
+    """Filled when it is first needed."""
 
 
-def run_all(found: Set, data: dict[str, Any], seeds: tuple[int, ...], runs: Runs, folder: Path, *, quick: bool) -> None:
-    """What is not in ``runs`` yet, the plain comparison first."""
-    epochs = (2, 2) if quick else EPOCHS[found.name]
-    left = [
-        (how, seed)
-        for hows in ((SINGLE, "fixed"), WEIGHTINGS[1:])
-        for seed in seeds
-        for how in hows
-        if runs.get(found.name, seed, how) is None
-    ]
-    taught = teach(found, recipe_of(found.name, 0, "fixed", epochs, data), folder) if left else {}
+def run_all(bench: Bench, seeds: tuple[int, ...], runs: Runs, hows: tuple[str, ...]) -> None:
+    """What is not in ``runs`` yet."""
+    found, data, epochs, folder, taught = bench
+    left = [(how, seed) for seed in seeds for how in hows if runs.get(found.name, seed, how) is None]
+    if left and not taught:
+        taught.update(teach(found, recipe_of(found.name, 0, "fixed", epochs, data), folder))
     for how, seed in left:
         started = time.perf_counter()
         recipe = recipe_of(found.name, seed, how if how != SINGLE else "fixed", epochs, data)
@@ -236,55 +219,16 @@ def no_tasks() -> Any:
     return Columns()
 
 
-def rows_of(found: Set, runs: Runs, seeds: tuple[int, ...]) -> Iterator[common.Row]:
-    """One for each task and weighting: drop against the single-task student with a paired cluster bootstrap."""
-    from distilledge.pipeline import stats
-
-    groups = [s.group for s in found.tested] * len(seeds)
-    for task, name in enumerate(TASKS[found.name]):
-        labels = np.tile(found.labels[:, task], len(seeds))
-        alone = _right(runs, found.name, seeds, SINGLE, name)
-        for how in WEIGHTINGS:
-            if any(runs.get(found.name, seed, how) is None for seed in seeds):
-                continue
-            multi = _right(runs, found.name, seeds, how, name)
-            drop = stats.paired_drop(alone, multi, labels, metric="accuracy", groups=groups)
-            per_seed = [100 * (a.mean() - m.mean()) for a, m in zip(*_by_seed(alone, multi, seeds), strict=True)]
-            weights = np.mean([_got(runs, found.name, s, how)["weights"][task] for s in seeds])
-            yield {
-                "data": found.name,
-                "task": name,
-                "weighting": how,
-                "single_task": float(alone.mean()),
-                "multi_task": float(multi.mean()),
-                "points_below": drop.value,
-                "low": drop.low,
-                "high": drop.high,
-                "by_seed": " ".join(f"{points:+.2f}" for points in per_seed),
-                "weight": float(weights),
-                "pictures": len(found.tested),
-            }
-
-
-def _got(runs: Runs, data: str, seed: int, how: str) -> dict[str, Any]:
-    run = runs.get(data, seed, how)
-    assert run is not None
-    return run
-
-
-def _right(runs: Runs, data: str, seeds: tuple[int, ...], how: str, task: str) -> Any:
-    return np.concatenate([np.array(_got(runs, data, s, how)["right"][task], bool) for s in seeds])
-
-
-def _by_seed(alone: Any, multi: Any, seeds: tuple[int, ...]) -> tuple[Any, Any]:
-    return np.split(alone, len(seeds)), np.split(multi, len(seeds))
-
-
 def main() -> None:
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--only-recorded", action="store_true", help="train nothing: the rows of what was run")
     parser.add_argument("--runs", type=Path, default=None, help="file of the trainings that were run before")
+    parser.add_argument("--markdown", action="store_true", help="the recorded table into docs/multitask.md, no run")
     options = parser.parse_args()
+    if options.markdown:
+        recorded = json.loads((options.out / "multitask.json").read_text(encoding="utf-8"))
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), recorded), encoding="utf-8")
+        return
     if "DISTILLEDGE_SHARED" not in os.environ:
         sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
     import torch
@@ -295,11 +239,16 @@ def main() -> None:
     with TemporaryDirectory() as place:
         folder = Path(place)
         runs = Runs(options.runs or folder / "runs.jsonl")
+        benches = []
         for name in TASKS if not options.quick else ("synthetic",):
             found, data = prepared(name, folder, quick=options.quick)
-            if not options.only_recorded:
-                run_all(found, data, seeds, runs, folder, quick=options.quick)
-            rows += rows_of(found, runs, seeds)
+            benches.append(Bench(found, data, (2, 2) if options.quick else EPOCHS[name], folder, {}))
+        for hows in ((SINGLE, "fixed"), WEIGHTINGS[1:]) if not options.only_recorded else ():
+            for bench in benches:
+                run_all(bench, seeds, runs, hows)
+        for bench in benches:
+            tested = bench.found.labels, [s.group for s in bench.found.tested]
+            rows += rows_of(bench.found.name, TASKS[bench.found.name], tested, runs, seeds)
     facts = common.conditions(
         quick=options.quick,
         packages=("torch", "timm", "accelerate"),
