@@ -36,7 +36,10 @@ class Runs:
 def rows_of(
     data: str, tasks: Sequence[str], tested: tuple[Any, list[str]], runs: Runs, seeds: tuple[int, ...]
 ) -> Iterator[common.Row]:
-    """One for each task and weighting: drop against the single-task student with a paired cluster bootstrap."""
+    """One for each task and weighting: drop against the single-task student with a paired cluster bootstrap.
+
+    ``tested``: labels (test pictures, tasks), and their groups. Nothing of what was not run with every seed.
+    """
     from distilledge.pipeline import stats
 
     groups = tested[1] * len(seeds)
@@ -99,7 +102,7 @@ def markdown(recorded: dict[str, Any]) -> str:
         "",
         f"{facts['created'][:10]}, {facts['cpu_model']}, {len(facts['seeds'])} seeds; test pictures: {pictures}. "
         "Points below: of the student of both tasks below that of one, paired by picture and seed, 95 % bootstrap "
-        "interval over groups of pictures. Weight: the factor of the task's loss in the kept epoch, mean over the seeds.",
+        "interval over groups of pictures. Weight: the factor of the task's loss in the kept epoch, mean over seeds.",
     ]
     return "\n".join(lines) + "\n"
 
