@@ -159,6 +159,8 @@ def _logits(run: RunRecord, stages: _Stages) -> dict[str, Any]:
 
 
 def _tasks(run: RunRecord, stages: _Stages) -> TaskContent | None:
+    if not stages.splits.heads:
+        return None
     curves: dict[str, list[dict[str, Any]]] = {
         c.role: _json_lines(run.directory(c.role) / "curves.jsonl") for c in stages.checkpoints
     }

@@ -32,13 +32,8 @@ def task_content(
     *,
     tested: tuple[Path, Sequence[Sample]],
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> TaskContent | None:
-    """``tested``: the data stage's directory and its test samples; ``curves``: lines of curves.jsonl by training.
-
-    None for a recipe of one task.
-    """
-    if not splits.heads:
-        return None
+) -> TaskContent:
+    """``tested``: the data stage's directory and its test samples; ``curves``: lines of curves.jsonl by training."""
     files: list[TaskFile] = []
     worth: list[TaskWorth] = []
     groups = [s.group for s in tested[1]] if any(s.group for s in tested[1]) else None
