@@ -27,14 +27,16 @@ from distilledge.models.weightings import LEAST, WEIGHTINGS, Fixed, GradNorm, Un
 from distilledge.pipeline import recipe_multitask
 from distilledge.pipeline.data.labels import read_labels
 from distilledge.pipeline.data.prepare import prepare
+from distilledge.pipeline.evidence import gather_evidence
 from distilledge.pipeline.recipe import Data, Multitask, Recipe
 from distilledge.pipeline.recipe_check import check_recipe
 from distilledge.pipeline.recipe_file import load_recipe
-from distilledge.pipeline.record import Check, Verdict, read_samples
+from distilledge.pipeline.record import Check, Measurements, Scores, Verdict, read_samples
 from distilledge.pipeline.run import run
 from distilledge.pipeline.steps import steps
-from distilledge.pipeline.task_scores import with_limit, worst
+from distilledge.pipeline.task_scores import apart, check_width, with_limit, worst
 from distilledge.pipeline.training.tasks import check_processes, last_shared, score_tasks
+from distilledge.targets.base import Predictions
 
 HEADS = (Head(name="texture", classes=("brushed", "cast", "fabric")), Head(name="defect", classes=("good", "pit")))
 SYNTHETIC = {"synthetic": {"per_class": 6, "size": 32}, "calibration": 8}
@@ -528,6 +530,34 @@ def test_a_task_may_have_a_limit_of_its_own() -> None:
     assert [b.max_drop_points for b in own.budgets.values()] == [7.5, 7.5]
     assert own.budget_of("onnx").max_size_mb == 2
     assert with_limit(made, "defect") == made
+
+
+def test_a_device_that_reads_one_output_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.zeros((4, 3), np.float32))
+    given = {"name": "student onnx fp32", "runtime": "onnx", "precision": "fp32", "role": "student"}
+    found = Predictions.model_validate({**given, "split": "test", "logits": "one.npy", "seconds": 1.0})
+    check_width(found, tmp_path, ())
+    with pytest.raises(RejectedError, match="3 of 5 values") as caught:
+        check_width(found, tmp_path, HEADS)
+    assert caught.value.code == "E3505"
+
+
+def test_each_task_is_judged_on_its_own_columns_and_samples() -> None:
+    """The teacher is right on all; the student errs in the defect of samples 2 and 3, and 3 has no such label."""
+    labels = np.array([[0, 0], [1, 1], [2, 0], [0, -1]])
+    teacher = np.array([[9, 0, 0, 9, 0], [0, 9, 0, 0, 9], [0, 0, 9, 9, 0], [9, 0, 0, 9, 0]], np.float32)
+    student = teacher.copy()
+    student[2:, 3:] = [0, 9]
+    scores = Scores(items=(), labels=tuple(labels[:, 0].tolist()), paths=tuple("abcd"))
+    made = list(apart(recipe(), scores, {"t": teacher, "s": student}, HEADS, labels))
+    assert [one.head.name for one in made] == ["texture", "defect"]
+    assert [one.scores.labels for one in made] == [(0, 1, 2, 0), (0, 1, 0, -1)]
+    none = Measurements(items=())
+    for one, wrong in zip(made, ([], [2]), strict=True):
+        found = gather_evidence(one.recipe, one.scores, one.logits, none, None, classes=one.head.classes)
+        assert np.flatnonzero(~found.outcomes["s"].right).tolist() == wrong
+        assert found.outcomes["t"].right.all()
+    assert len(found.labels) == 3
 
 
 # --- the whole chain -------------------------------------------------------------------------------------------------
