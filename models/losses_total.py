@@ -106,6 +106,10 @@ class DistillationLoss(nn.Module):
             total = total + term.weight * parts[name]
         return {name: part.detach() for name, part in parts.items()} | {"total": total}
 
+    def told(self) -> dict[str, float]:
+        """What the curves say of the loss in each epoch, beside its value."""
+        return {}
+
     def _term(self, name: str, term: Term, student: Outputs, teacher: Outputs, targets: Tensor) -> Tensor:
         spec = LOSSES[term.name]
         if spec.needs == "features":

@@ -10,7 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
+from distilledge.models.heads import spans
 from distilledge.pipeline.decode import as_row
 from distilledge.pipeline.outcomes import write_outcomes
 from distilledge.pipeline.previous import check_previous, previous_files
@@ -18,7 +20,8 @@ from distilledge.pipeline.profile import write_profiles
 from distilledge.pipeline.protocol import Beside, measure_beside, shown, with_audits
 from distilledge.pipeline.recipe import Measure, TaskName, Units
 from distilledge.pipeline.record import ExportResult, Measurements, Sample, Scores, TextRow
-from distilledge.targets.base import Exported, Measurement, Predictions
+from distilledge.pipeline.task_scores import check_width
+from distilledge.targets.base import Exported, FloatArray, Measurement, Predictions
 from distilledge.targets.devices import Device
 from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.measure import Candidate, measure, score
@@ -163,6 +166,8 @@ def predict_export(
     inputs = samples_of(*given)
     candidates = [candidate(result, f, directory, units) for f in result.files]
     items = tuple(score(c, device, inputs=inputs, out=out) for c in candidates)
+    for one, item in zip(candidates, items, strict=True):
+        check_width(item, out, one.exported.heads)
     if not isinstance(device, LocalDevice):
         pairs = zip(candidates, items, strict=True)
         items = tuple(item.model_copy(update=beside_host(c, item, inputs, out)) for c, item in pairs)
@@ -181,9 +186,15 @@ def beside_host(candidate: Candidate, item: Predictions, inputs: Samples, out: P
         here = np.load(Path(folder) / found.logits)
     there = np.load(out / item.logits)
     several = candidate.exported.input_spec.get("task") == "multi-label-classification"
-    equal = (here > 0) == (there > 0) if several else here.argmax(-1) == there.argmax(-1)
+    equal = (here > 0) == (there > 0) if several else answers(here, candidate) == answers(there, candidate)
     same = equal.reshape(len(equal), -1).all(1)
     return {"host_agreement": float(same.mean()), "host_max_abs": float(np.abs(here - there).max())}
+
+
+def answers(logits: FloatArray, candidate: Candidate) -> npt.NDArray[np.intp]:
+    """The class of each row; of several tasks one for each, (N, tasks)."""
+    parts = [logits[:, columns].argmax(-1) for columns in spans(candidate.exported.heads)]
+    return np.stack(parts, 1) if parts else logits.argmax(-1)
 
 
 def gather(parts: Sequence[tuple[Scores, Path]], out: Path) -> Scores:

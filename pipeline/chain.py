@@ -258,6 +258,12 @@ def _gate(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Verdicts:
     exports = [e.value for e in chain.exports()]
     groups = [s.group for s in chain.samples("test")]
     outcomes = read_all(score.value.items, score.path, chain.recipe.metric) if chain.recipe.is_text else None
+    if heads := chain.splits.heads:
+        from distilledge.pipeline.task_scores import judge_tasks, labels_of
+
+        given = (chain.recipe, score.value, logits, chain.done["measure"].value, exports, groups)
+        labels = labels_of(heads, chain.done["data"].path, chain.samples("test"))
+        return judge_tasks(*given, heads=heads, labels=labels)
     return judge(chain.recipe, score.value, logits, chain.done["measure"].value, exports, groups, outcomes=outcomes)
 
 

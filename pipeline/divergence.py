@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,13 @@ MISTAKES: dict[str, Mistake] = {
 }
 
 
-def logits_of(tensors: Mapping[str, FloatArray]) -> FloatArray:
-    """The output among the tensors of a graph, one row after another: the one named ``logits``, else the last."""
+def logits_of(tensors: Mapping[str, FloatArray], tasks: Sequence[str] = ()) -> FloatArray:
+    """The output among the tensors of a graph, one row after another: the one named ``logits``, else the last.
+
+    Of several tasks: theirs side by side.
+    """
+    if tasks:
+        return np.concatenate([tensors[task] for task in tasks], axis=-1)
     return tensors["logits"] if "logits" in tensors else list(tensors.values())[-1]
 
 

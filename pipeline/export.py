@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distilledge.models.heads import Heads
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.record import Checkpoint, ExportResult, Role
 from distilledge.pipeline.step_packages import RUNTIME_PACKAGES, package_versions
@@ -90,6 +91,7 @@ def describe(checkpoint: Checkpoint, target: Target) -> AnyDeployable:
         mean=spec.mean,
         std=spec.std,
         classes=checkpoint.classes,
+        heads=checkpoint.heads,
         metadata=metadata,
     )
 
@@ -123,12 +125,17 @@ def finished(
         size_bytes=sum(f.stat().st_size for f in own),
         input_shape=input_shape(deployable),
         classes=deployable.classes,
+        heads=heads_of(deployable),
         input_spec=deployable.input_spec,
         versions=package_versions(RUNTIME_PACKAGES[target.NAME]),
         recipe=recipe,
         seconds=time.perf_counter() - started,
         float_operations=target.float_operations(path) if precision in STATIC else (),
     )
+
+
+def heads_of(deployable: AnyDeployable) -> Heads:
+    return deployable.heads if isinstance(deployable, Deployable) else ()
 
 
 def input_shape(deployable: AnyDeployable) -> tuple[int, ...]:
@@ -145,4 +152,10 @@ def metadata(deployable: AnyDeployable, precision: Precision) -> dict[str, str]:
         "distilledge.input_spec": json.dumps(deployable.input_spec, sort_keys=True),
         "distilledge.classes": json.dumps(list(deployable.classes), ensure_ascii=False),
         "distilledge.precision": precision,
+        **({"distilledge.heads": heads_json(heads)} if (heads := heads_of(deployable)) else {}),
     }
+
+
+def heads_json(heads: Heads) -> str:
+    """Output name -> the classes of its columns, in the order of the outputs."""
+    return json.dumps({head.name: list(head.classes) for head in heads}, ensure_ascii=False)

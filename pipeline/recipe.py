@@ -29,6 +29,7 @@ from distilledge.pipeline.recipe_data import (
     TaskName,
     Tickets,
 )
+from distilledge.pipeline.recipe_multitask import Multitask
 from distilledge.pipeline.recipe_strategy import Chosen, Strategy
 from distilledge.pipeline.recipe_training import (
     Augment,
@@ -64,6 +65,7 @@ __all__ = [
     "MaxBad",
     "Measure",
     "MetricName",
+    "Multitask",
     "NotNegative",
     "Positive",
     "Pretraining",
@@ -221,6 +223,7 @@ class Recipe(Value):
     teacher: Teacher = Teacher()
     student: Student = Student()
     distill: Distill = Distill()
+    multitask: Multitask = Multitask()
     compress: Compress = Compress()
     export: Export = Export()
     verify: Verify = Verify()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from distilledge.models.errors import UsageError
 from distilledge.pipeline.recipe import METRICS, Input, Recipe, Student, Teacher, Training
+from distilledge.pipeline.recipe_multitask import check_multitask
 from distilledge.pipeline.recipe_strategy import FeatureExtraction, arguments, is_default
 
 Found = Iterator[tuple[str, str]]
@@ -299,4 +300,5 @@ CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _targets,
     _units,
     _compress,
+    check_multitask,
 )

@@ -64,6 +64,9 @@ class Columns(Value):
     """Of token-classification: a tag for each word, BIO (``B-PER``, ``I-PER``, ``O``) or plain."""
     label: str = "label"
     """For multi-label-classification a list of labels, or one string cut at ``data.label_separator``."""
+    labels: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")], str] = {}
+    """Several tasks on one network: task -> column of its label, the primary task first; then ``label`` is not read.
+    A picture may lack some of them (an empty field). Of manifests, and of ``synthetic`` (label, texture)."""
     split: str = "split"
     """Ignored where the column does not exist."""
     group: str = "group"
@@ -115,6 +118,8 @@ class Data(Value):
     Text: a .csv, .tsv, .jsonl or .parquet file, or a folder with train and test files of one of these, Hugging Face
     directory or hub name. ``synthetic``: the generated set of the task. ``$NAME`` is expanded."""
     format: Literal["auto", "folder", "manifest", "huggingface", "synthetic"] = "auto"
+    other_sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")], str] = {}
+    """Task -> a folder or manifest whose labels are of that task alone; its pictures lack all other labels."""
     columns: Columns = Columns()
     splits: SplitFractions = SplitFractions()
     max_bad: MaxBad = MaxBad()

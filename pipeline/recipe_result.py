@@ -24,6 +24,7 @@ from distilledge.pipeline.result_file import (
     write_result,
 )
 from distilledge.pipeline.store import fingerprint
+from distilledge.pipeline.task_scores import primary
 from distilledge.targets.base import Exported, Measurement
 from distilledge.targets.measure import ROWS
 from distilledge.targets.samples import is_text
@@ -104,8 +105,8 @@ def _evidence(chain: Chain, measurements: Measurements) -> Evidence | None:
     logits = {item.name: np.load(score / item.logits) for item in scores.items}
     groups = [s.group for s in chain.samples("test")]
     outcomes = read_all(scores.items, score, chain.recipe.metric) if chain.recipe.is_text else None
-    classes = chain.splits.classes
-    return gather_evidence(chain.recipe, scores, logits, measurements, groups, classes=classes, outcomes=outcomes)
+    own, classes = primary(logits, chain.splits.heads, chain.splits.classes)
+    return gather_evidence(chain.recipe, scores, own, measurements, groups, classes=classes, outcomes=outcomes)
 
 
 def _accuracy(chain: Chain, evidence: Evidence | None, name: str) -> Accuracy | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from distilledge.models.base import Value
+from distilledge.models.heads import Heads
 from distilledge.pipeline.compress.ledger import Ledger
 from distilledge.pipeline.recipe import Recipe, TaskName
 from distilledge.pipeline.stats import Estimate
@@ -50,6 +51,9 @@ class Splits(Value):
     root: str
     """Where sample paths start: absolute, or ``.`` for the stage's own directory (generated and unpacked sets)."""
     classes: tuple[str, ...]
+    heads: Heads = ()
+    """Of several tasks: then ``classes`` are the classes of all, one task after another, a sample's label is of the
+    first, and labels.jsonl beside has those of all."""
     counts: dict[str, dict[str, int]]
     """Pictures per split and class."""
     data_hash: str
@@ -66,6 +70,8 @@ class Checkpoint(Value):
     role: Role
     model: str
     classes: tuple[str, ...]
+    heads: Heads = ()
+    """Of several tasks: whose columns of the logits are whose."""
     input_spec: dict[str, Any]
     """``InputSpec.to_dict()`` with the mean and std in use, or of a text model ``TextSpec.to_dict()``: then
     ``tokenizer.json`` lies beside the weights."""
@@ -111,6 +117,8 @@ class Rung(Value):
     reference: str
     """Such as ``torch fp32``."""
     candidate: str
+    head: str = ""
+    """Of several tasks: the one whose output is compared."""
     agreement: float
     """Share of pictures with the same top-1."""
     kl: float
@@ -201,6 +209,8 @@ class Verdict(Value):
     accuracy_word: Literal["better", "not worse", "worse", "inconclusive"]
     """Of the metric against the teacher, with ``max_drop_points`` as the margin."""
     checks: tuple[Check, ...]
+    decided_by: str = ""
+    """Of several tasks: the one with the worst outcome."""
     alarms: tuple[str, ...] = ()
     """Such as ``int8 is slower than float (1.4x)``."""
 

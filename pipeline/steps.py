@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distilledge.models.errors import RejectedError, UsageError
-from distilledge.pipeline.data.content import content_hash, unlabelled_hash
+from distilledge.pipeline.data.content import content_hash, label_inputs, unlabelled_hash
 from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.recipe import ExportTarget, Measure, Recipe, Student, Teacher, Units
+from distilledge.pipeline.recipe_multitask import gate_inputs, multitask_inputs, without_tasks
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.step_packages import TEXT_PACKAGES, export_packages, package_versions, training_packages
 from distilledge.pipeline.store import fingerprint
@@ -98,9 +99,11 @@ def _step(
 
 def _data_inputs(recipe: Recipe) -> dict[str, Any]:
     fields = recipe.data.model_dump(mode="json", exclude={"cache", "workers", "path", *OTHER_DATA[recipe.is_text]})
+    without_tasks(recipe.data, fields)
     if not recipe.is_text:
         fields["columns"] = {k: v for k, v in fields["columns"].items() if k not in TEXT_COLUMNS}
     inputs = {"data": fields, "content": content_hash(recipe.data, recipe.task), "seed": recipe.seed}
+    inputs |= label_inputs(recipe.data)
     inputs |= {"task": recipe.task} if recipe.is_text else {"bit_depth": recipe.student.input.bit_depth}
     if recipe.distill.unlabelled:
         place = str(Path(expand(recipe.distill.unlabelled)).resolve())  # its pictures are recorded by absolute path
@@ -179,6 +182,7 @@ def _teacher_inputs(recipe: Recipe, data: Step, language: Step | None) -> dict[s
         "metric": recipe.metric,
         "seed": recipe.seed,
         "packages": package_versions(training_packages(recipe)),
+        **multitask_inputs(recipe),
         **({"pretrained": language.fingerprint} if language else {}),
     }
 
@@ -211,6 +215,7 @@ def _control_inputs(recipe: Recipe, data: Step, teacher: Step, language: Step | 
         "metric": recipe.metric,
         "seed": recipe.seed,
         "packages": package_versions(training_packages(recipe)),
+        **multitask_inputs(recipe),
     }
     if not recipe.is_text:
         inputs["view_size"] = max(recipe.teacher.input.size, recipe.student.input.size)
@@ -319,4 +324,5 @@ def _gate_inputs(recipe: Recipe, score: Step, measure: Step) -> dict[str, Any]:
         "budgets": budgets,
         "metric": recipe.metric,
         "seed": recipe.seed,
+        **gate_inputs(recipe),
     }

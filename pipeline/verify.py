@@ -10,6 +10,7 @@ from torch import nn
 
 from distilledge.models import metrics
 from distilledge.models.errors import IntegrityError
+from distilledge.models.heads import Heads, spans
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline import divergence
 from distilledge.pipeline.inputs import Judged, PictureRows, Rows, id_rows, picture_rows
@@ -27,11 +28,28 @@ TIE, TIE_FP16 = 1e-3, 1e-2
 """Of the largest logit: a float32 or float16 file may turn a lead below it around."""
 
 
+class Part(NamedTuple):
+    """A task's columns of the logits; of one task all of them, and no name."""
+
+    head: str
+    columns: slice
+
+
+WHOLE = Part("", slice(None))
+
+
 class Side(NamedTuple):
     """One side of a rung: its name and what it makes of the rows."""
 
     name: str
     judged: Judged
+
+    def only(self, part: Part) -> Side:
+        """Of one task, with its name."""
+        if not part.head:
+            return self
+        logits = self.judged.logits[:, part.columns]
+        return Side(f"{self.name}, {part.head}", Judged(logits, logits))
 
 
 def verify(
@@ -104,35 +122,49 @@ def _float_rungs(
     target = get(exported.runtime)
     few = rows.only(rows.few)
     graph = target.tensors(path, rows.few, optimise=False)
-    outputs = [row.reshape(row.shape[1:]) for row in divergence.logits_of(graph)]  # without the batch of one
+    logits = divergence.logits_of(graph, [head.name for head in exported.heads])
+    outputs = [row.reshape(row.shape[1:]) for row in logits]  # without the batch of one
     as_exported = Side(f"{exported.runtime} fp32 as exported", few.judged(outputs))
-    first = _float_rung(exported.runtime, Side(reference.name, few.by_torch(model)), as_exported, limits)
+    on_few = Side(reference.name, few.by_torch(model))
     optimised = Side(f"{exported.runtime} fp32 optimised", run_file(path, exported.runtime, rows))
-    second = _float_rung(exported.runtime, reference, optimised, limits)
-    if not first.holds:
-        first = _explain_export(first, model, graph, rows, as_exported)
-        second = second.model_copy(update={"fault_class": None if second.holds else first.fault_class})
-    elif not second.holds:
-        second = _explain_optimised(second, target, path, graph, rows)
-    return [first, second]
+    rungs = []
+    for part in parts_of(exported.heads):
+        first = _float_rung(exported.runtime, on_few, as_exported, limits, part)
+        second = _float_rung(exported.runtime, reference, optimised, limits, part)
+        if not first.holds:
+            first = _explain_export(first, model, graph, rows, as_exported)
+            second = second.model_copy(update={"fault_class": None if second.holds else first.fault_class})
+        elif not second.holds:
+            second = _explain_optimised(second, target, path, graph, rows)
+        rungs += [first, second]
+    return rungs
 
 
-def _float_rung(runtime: str, reference: Side, candidate: Side, limits: Verify) -> Rung:
+def parts_of(heads: Heads) -> list[Part]:
+    """What is compared by itself: each task's output; of one task all there is."""
+    if not heads:
+        return [WHOLE]
+    return [Part(head.name, columns) for head, columns in zip(heads, spans(heads), strict=True)]
+
+
+def _float_rung(runtime: str, reference: Side, candidate: Side, limits: Verify, part: Part = WHOLE) -> Rung:
+    reference, candidate = reference.only(part), candidate.only(part)
     scale = float(np.abs(reference.judged.logits).max())
     figures = compare(runtime, reference, candidate, tie=TIE * scale)
     holds = figures["max_abs"] <= limits.max_abs_fp32 * scale and figures["agreement"] >= limits.min_agreement_fp32
     limit = (
         f"max abs <= {limits.max_abs_fp32:g} x largest logit ({scale:.3g}), agreement >= {limits.min_agreement_fp32:g}"
     )
-    return _rung(figures, limit, holds=bool(holds))
+    return _rung(figures, limit, part, holds=bool(holds))
 
 
-def _rung(figures: dict[str, Any], limit: str, *, holds: bool) -> Rung:
+def _rung(figures: dict[str, Any], limit: str, part: Part = WHOLE, *, holds: bool) -> Rung:
     finite = all(np.isfinite(v) for v in figures.values() if isinstance(v, float))
     clean = {k: (0.0 if isinstance(v, float) and not np.isfinite(v) else v) for k, v in figures.items()}
     if clean["psnr_db"] == 0.0 and figures["psnr_db"] != 0.0:
         clean["psnr_db"] = None
-    return Rung(**clean, limit=limit if finite else f"finite outputs; {limit}", holds=holds and finite)
+    limit = limit if finite else f"finite outputs; {limit}"
+    return Rung(**clean, head=part.head, limit=limit, holds=holds and finite)
 
 
 def _explain_export(rung: Rung, model: nn.Module, graph: dict[str, FloatArray], rows: Rows, got: Side) -> Rung:
@@ -159,32 +191,40 @@ def _compressed_rungs(model: nn.Module, result: ExportResult, exports: Path, row
     for exported in result.files[1:]:
         path = exports / exported.files[0]
         judged = run_file(path, exported.runtime, real, exported.precision)
-        rung = _compressed_rung(exported, reference, Side(f"{exported.runtime} {exported.precision}", judged), limits)
-        rungs.append(rung if rung.holds else _explain_compressed(rung, model, exported, (fp32_path, path), rows))
+        candidate = Side(f"{exported.runtime} {exported.precision}", judged)
+        for part in parts_of(exported.heads):
+            rung = _compressed_rung(exported, reference, candidate, limits, part)
+            if not rung.holds:
+                rung = _explain_compressed(rung, model, exported, (fp32_path, path), rows, part)
+            rungs.append(rung)
     return rungs
 
 
-def _compressed_rung(exported: Exported, reference: Side, candidate: Side, limits: Verify) -> Rung:
+def _compressed_rung(exported: Exported, reference: Side, candidate: Side, limits: Verify, part: Part = WHOLE) -> Rung:
+    reference, candidate = reference.only(part), candidate.only(part)
     if exported.precision == "fp16":
         tie = TIE_FP16 * float(np.abs(reference.judged.logits).max())
         figures = compare(exported.runtime, reference, candidate, tie=tie)
         return _rung(
             figures,
             f"agreement >= {limits.min_agreement_fp16:g}",
+            part,
             holds=figures["agreement"] >= limits.min_agreement_fp16,
         )
     figures = compare(exported.runtime, reference, candidate)
     holds = figures["agreement"] >= limits.min_agreement_int8 and figures["cosine"] >= limits.min_cosine_int8
     return _rung(
-        figures, f"agreement >= {limits.min_agreement_int8:g}, cosine >= {limits.min_cosine_int8:g}", holds=holds
+        figures, f"agreement >= {limits.min_agreement_int8:g}, cosine >= {limits.min_cosine_int8:g}", part, holds=holds
     )
 
 
-def _explain_compressed(rung: Rung, model: nn.Module, exported: Exported, paths: tuple[Path, Path], rows: Rows) -> Rung:
+def _explain_compressed(
+    rung: Rung, model: nn.Module, exported: Exported, paths: tuple[Path, Path], rows: Rows, part: Part = WHOLE
+) -> Rung:
     """Weight range where rounding the weights alone already breaks the model, else activation range."""
     real, target = rows.real(), get(exported.runtime)
-    rounded = real.by_torch(divergence.rounded_weights(model)).decisions
-    weights_alone = metrics.agreement(real.by_torch(model).decisions, rounded)
+    rounded = real.by_torch(divergence.rounded_weights(model)).decisions[:, part.columns]
+    weights_alone = metrics.agreement(real.by_torch(model).decisions[:, part.columns], rounded)
     float_tensors, others = (target.tensors(path, rows.real_few, optimise=False) for path in paths)
     first = divergence.first_tensor(float_tensors, others, min_sqnr_db=5.0)
     fault = (

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distilledge.models.base import Value
+from distilledge.models.heads import Heads
 from distilledge.targets.scheme import PLAIN, LayerError, Scheme
 from distilledge.targets.units import Placement
 
@@ -38,6 +39,8 @@ class Exported(Value):
     input_shape: tuple[int, ...]
     """Pictures: NHWC, uint8, RGB, batch 1. Text: (1, L), int32; L is -1 where the file takes any length, or several."""
     classes: tuple[str, ...]
+    heads: Heads = ()
+    """Of several tasks: an output for each, of its name, in this order; ``classes`` are those of all."""
     input_spec: dict[str, Any]
     """``InputSpec.to_dict()`` or ``TextSpec.to_dict()`` of ``ondevice``; also inside each model file as metadata.
 
@@ -60,6 +63,8 @@ class Deployable(Value):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     classes: tuple[str, ...]
+    heads: Heads = ()
+    """Of several tasks: the file has an output for each, of its name; empty: one, ``logits``."""
     metadata: dict[str, str] = {}
     """Written into the model file beside the input spec, such as the checkpoint's sha256."""
     saturates: bool = False

@@ -7,12 +7,13 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from distilledge.models.errors import DistilledgeError, MissingPackageError
+from distilledge.models.outputs import with_outputs
 from distilledge.targets.base import Deployable, TextDeployable
 
 IMAGE, IDS, LOGITS = "image", "ids", "logits"
@@ -22,7 +23,7 @@ EXAMPLE_LENGTH = 24
 
 
 class Deployed(nn.Module):
-    """uint8 (N, H, W, 3) RGB -> float32 logits (N, classes).
+    """uint8 (N, H, W, 3) RGB -> float32 logits (N, classes); of several tasks a tuple of them.
 
     Normalisation is one multiply-add, ``x * 1/(255 std) - mean/std``. It stays in float when the rest becomes int8
     (see the targets): as int8 it costs 2 ms of 6 in ONNX Runtime and rounds the picture twice. The mean cannot be
@@ -48,8 +49,8 @@ class Deployed(nn.Module):
         self.register_buffer("scale", (1 / (255 * std))[:size].reshape(shape))
         self.register_buffer("shift", (-mean / std)[:size].reshape(shape))
 
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.model(self.normalised(image))
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        logits: Tensor | tuple[Tensor, ...] = self.model(self.normalised(image))
         return logits
 
     def normalised(self, image: Tensor) -> Tensor:
@@ -66,8 +67,25 @@ class Deployed(nn.Module):
 def deployed(model: nn.Module, deployable: Deployable, *, channels_last: bool) -> tuple[Deployed, Tensor]:
     """The module to convert and an example input (1, H, W, 3). The caller's model is copied, not changed."""
     own = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format)
+    own = with_outputs(own, deployable.heads) if deployable.heads else own
     module = Deployed(own, deployable, channels_last=channels_last).eval().requires_grad_(False)
     return module, torch.zeros((1, deployable.height, deployable.width, 3), dtype=torch.uint8)
+
+
+class Named(nn.Module):
+    """Outputs in a dictionary, by which LiteRT's converter names them."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, tuple(names)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.model(image), strict=True))
+
+
+def output_names(deployable: Deployable) -> list[str]:
+    """Names of the outputs of a file, in order."""
+    return [head.name for head in deployable.heads] or [LOGITS]
 
 
 def deployed_text(model: nn.Module, deployable: TextDeployable) -> tuple[nn.Module, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper
 
 from distilledge.targets.base import AnyDeployable, FloatArray, Inputs, Precision, RuntimeName, TextDeployable
-from distilledge.targets.deployed import IMAGE, LOGITS, converting, deployed
+from distilledge.targets.deployed import IMAGE, converting, deployed, output_names
 from distilledge.targets.onnx_quantize import dynamic_int8, half_weights, int8_weights, static_int8
 from distilledge.targets.scheme import PLAIN, LayerError, Scheme
 from distilledge.targets.text_program import OPSET, strip_traces, text_program
@@ -51,7 +51,7 @@ def export(model: torch.nn.Module, deployable: AnyDeployable, out: Path) -> Path
             dynamo=True,
             opset_version=OPSET,
             input_names=[IMAGE],
-            output_names=[LOGITS],
+            output_names=output_names(deployable),
             external_data=False,
             verbose=False,
         )
@@ -119,8 +119,9 @@ def tensors(path: Path, rows: Inputs, *, optimise: bool) -> dict[str, FloatArray
     proto = onnx.shape_inference.infer_shapes(onnx.load(path))
     float32 = {v.name for v in proto.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
     present = [name for name in computed(proto.graph) if name in float32]
+    outputs = [value.name for value in proto.graph.output]
     proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in present)
-    names = [*present, proto.graph.output[0].name]
+    names = [*present, *outputs]
     run = session(proto.SerializeToString(), optimise=optimise)
     source = run.get_inputs()[0].name
     made = [run.run(names, {source: rows[i : i + 1]}) for i in range(len(rows))]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from distilledge.targets.base import AnyDeployable, FloatArray, Inputs, Precision, RuntimeName, TextDeployable
-from distilledge.targets.deployed import IMAGE, LOGITS, converting, deployed
+from distilledge.targets.deployed import IMAGE, LOGITS, converting, deployed, output_names
 from distilledge.targets.ondevice.runtimes import openvino_core
 from distilledge.targets.scheme import PLAIN, LayerError, Scheme
 from distilledge.targets.telemetry import switch_off
@@ -66,7 +66,8 @@ def export(model: torch.nn.Module, deployable: AnyDeployable, out: Path) -> Path
     with converting(f"torch to {path.name}"):
         converted = ov.convert_model(module, example_input=example, input=[list(example.shape)])
         converted.inputs[0].get_tensor().set_names({IMAGE})
-        converted.outputs[0].get_tensor().set_names({LOGITS})
+        for output, name in zip(converted.outputs, output_names(deployable), strict=True):
+            output.get_tensor().set_names({name})
         name_stably(converted)
         ov.save_model(converted, path, compress_to_fp16=False)
     return path
@@ -174,17 +175,18 @@ def compiled(model: ov.Model | Path) -> ov.CompiledModel:
 
 
 def tensors(path: Path, rows: Inputs, *, optimise: bool) -> dict[str, FloatArray]:  # noqa: ARG001
-    """Float results in graph order, ``logits`` last, one row at a time, stacked; see ``Target.tensors``.
+    """Float results in graph order, ``logits`` (the tasks') last, one row at a time, stacked; see ``Target.tensors``.
 
     ``optimise`` changes nothing: the CPU plug-in cannot be told to leave a graph alone. A result for each operation
     keeps it from fusing most of them.
     """
     model = read_model(path)
     inner = [o for o in model.get_ordered_ops() if is_inner(o)]
+    own = [min(output.get_names()) for output in model.outputs] if len(model.outputs) > 1 else [LOGITS]
     model.add_outputs([o.output(0) for o in inner])
     run = compiled(model).create_infer_request()
-    names = [*(o.friendly_name for o in inner), LOGITS]
-    order = [*range(1, len(names)), 0]  # the model's own result comes first
+    names = [*(o.friendly_name for o in inner), *own]
+    order = [*range(len(own), len(names)), *range(len(own))]  # the model's own results come first
     made = []
     for row in rows:
         run.infer({0: row[None]})

@@ -16,7 +16,7 @@ import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from distilledge.targets.base import AnyDeployable, FloatArray, Inputs, Precision, RuntimeName, TextDeployable
-from distilledge.targets.deployed import converting, deployed, deployed_text
+from distilledge.targets.deployed import Named, converting, deployed, deployed_text, output_names
 from distilledge.targets.ondevice.session import LENGTH
 from distilledge.targets.scheme import PLAIN, LayerError, Scheme
 from distilledge.targets.tflite_file import Graph, model_bytes, read_graph, subgraph_of
@@ -54,7 +54,10 @@ def export(model: torch.nn.Module, deployable: AnyDeployable, out: Path) -> Path
         with converting(f"torch to {path.name}"):
             export_text(model, deployable, path)
         return path
+    module: torch.nn.Module
     module, example = deployed(model, deployable, channels_last=True)
+    if deployable.heads:
+        module = Named(module, output_names(deployable)).eval()
     with converting(f"torch to {path.name}"):
         import litert_torch  # seconds
 
@@ -134,7 +137,18 @@ def tensors(path: Path, rows: Inputs, *, optimise: bool) -> dict[str, FloatArray
     graph = read_graph(path, subgraph)
     call = _signature(run, name) if name else _primary(run)
     made = [computed(run, graph, row[None], call, subgraph) for row in rows]
-    return {name: np.stack([found[name] for found in made]) for name in made[0]}
+    found = {name: np.stack([one[name] for one in made]) for name in made[0]}
+    return found | {task: found[name] for task, name in task_outputs(run, graph)}
+
+
+def task_outputs(run: Interpreter, graph: Graph) -> list[tuple[str, str]]:
+    """Of several tasks: each one's name with that of its tensor, in the file's order; of one task nothing."""
+    if len(graph.outputs) < 2:
+        return []
+    (name,) = run.get_signature_list()
+    details = run.get_signature_runner(name).get_output_details()
+    named = {detail["index"]: task for task, detail in details.items()}
+    return [(named[index], graph.tensors[index].name) for index in graph.outputs]
 
 
 def _primary(run: Interpreter) -> Callable[[Any], object]:

@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from distilledge.pipeline.data.formats import detect, folder_paths, list_unlabelled
 from distilledge.pipeline.data.listing import expand
-from distilledge.pipeline.data.manifest import check_columns, find, read
+from distilledge.pipeline.data.manifest import check_columns, find, needed_columns, read
 from distilledge.pipeline.data.text_formats import detect_text, text_files
 from distilledge.pipeline.recipe import Data, TaskName
+from distilledge.pipeline.recipe_multitask import tasks
 
 THREADS = 4
 """Reading and hashing release the interpreter's lock."""
@@ -48,6 +50,17 @@ def _text_hash(data: Data) -> str:
     return _hash_files(path, folder_paths(path)) if path.is_dir() else _digest(["hub", data.path])
 
 
+def label_inputs(data: Data) -> dict[str, Any]:
+    """Of several tasks: their order, and where other sets lie (their pictures are recorded by absolute path)."""
+    columns = data.columns.model_copy(update={"labels": {}})
+    others = {
+        task: {"path": str(Path(expand(path)).resolve()), "content": content_hash(one)}
+        for task, path in data.other_sets.items()
+        for one in (data.model_copy(update={"path": path, "columns": columns, "format": "auto"}),)
+    }
+    return {"tasks": list(tasks(data)), "other_sets": others} if tasks(data) else {}
+
+
 def location(data: Data, task: TaskName = "image-classification") -> str:
     """The ``Splits.root`` that the data stage will record: not part of the content, but a result that names it is stale
     where the data has moved. Texts are kept by the data stage.
@@ -70,7 +83,7 @@ def unlabelled_hash(path: str) -> str:
 
 def _manifest_paths(file: Path, data: Data) -> list[str]:
     header, records = read(file)
-    column = check_columns(str(file), header, data.columns)["path"]
+    column = check_columns(str(file), header, data.columns, needed_columns(data))["path"]
     return [fields[column] for _, fields in records if fields.get(column)]
 
 

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from distilledge.models.errors import RejectedError
+from distilledge.models.errors import RejectedError, UsageError
 from distilledge.pipeline.data.huggingface import MARKERS, huggingface
+from distilledge.pipeline.data.labels import with_other_sets
 from distilledge.pipeline.data.listing import (
     SPLIT_NAMES,
     Finding,
@@ -74,6 +75,9 @@ def list_unlabelled(path: str) -> Listing:
     return Listing("folder", root.resolve(), sorted(rows), shown(root), notes=_notes(loops, []))
 
 
+LABEL_COLUMNS = ("manifest", "synthetic")
+"""Formats that give several labels of one picture."""
+
 FORMATS: dict[str, Callable[[Data, Path], Listing]] = {
     "folder": folder,
     "manifest": manifest,
@@ -84,7 +88,12 @@ FORMATS: dict[str, Callable[[Data, Path], Listing]] = {
 
 def listing(data: Data, out: Path) -> Listing:
     """The pictures of ``data``; generated and unpacked ones go to ``out/images``. Raises RejectedError (exit 3)."""
-    return FORMATS[detect(data)](data, out)
+    kind = detect(data)
+    if data.columns.labels and kind not in LABEL_COLUMNS:
+        what = f"data.columns.labels names columns, which a {kind} has not: {shown(data.path)}"
+        raise UsageError("E2501", what, "write a manifest.csv with them")
+    found = FORMATS[kind](data, out)
+    return with_other_sets(found, data, listing, out) if data.other_sets else found
 
 
 def detect(data: Data) -> str:

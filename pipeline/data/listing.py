@@ -39,6 +39,8 @@ class Row(NamedTuple):
     group: str | None
     split: Split | None
     line: int = 0
+    labels: tuple[str | None, ...] = ()
+    """Of each task, where the recipe names several (``data.labels``); ``label`` is then what splits go by."""
 
 
 class Finding(Value):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from distilledge.models.errors import RejectedError
+from distilledge.pipeline.data.labels import of_row
 from distilledge.pipeline.data.listing import SPLIT_NAMES, Listing, Row, closest, expand, shown
 from distilledge.pipeline.recipe import Columns, Data
 from distilledge.pipeline.record import Split
@@ -44,8 +45,9 @@ def manifest(data: Data, out: Path) -> Listing:  # noqa: ARG001 (one signature f
     """Pictures named by a manifest, relative to it. Raises RejectedError with the line (exit 3)."""
     path = find(Path(expand(data.path)))
     header, records = read(path)
-    names = check_columns(f"{shown(path)}:1", header, data.columns)
-    rows = [_row(path, record, names) for record in records]
+    names = check_columns(f"{shown(path)}:1", header, data.columns, needed=needed_columns(data))
+    check_label_columns(f"{shown(path)}:1", header, data.columns)
+    rows = [_row(path, record, names, data) for record in records]
     if not rows:
         raise RejectedError("E3105", f"no lines after the header: {shown(path)}", "add pictures to the manifest")
     check_splits(path, rows)
@@ -175,17 +177,33 @@ def plain_field(path: Path, line: int, key: str, value: Any) -> str:
     return str(value)
 
 
-def _row(path: Path, record: Record, names: dict[str, str]) -> Row:
+def needed_columns(data: Data) -> tuple[str, ...]:
+    return ("path",) if data.columns.labels else PICTURE_COLUMNS
+
+
+def check_label_columns(where: str, header: Sequence[str], columns: Columns) -> None:
+    """Of several tasks. Raises RejectedError where one is missing."""
+    for task, name in columns.labels.items():
+        if name not in header:
+            near = closest(name, header)
+            hint = f"--set data.columns.labels.{task}={near}" if near else f"add the column {name}"
+            what = f"no column {name!r} of task {task} (columns: {', '.join(map(shown, header))}): {where}"
+            raise RejectedError("E3106", what, hint)
+
+
+def _row(path: Path, record: Record, names: dict[str, str], data: Data) -> Row:
     line, fields = record
     value = {ours: fields.get(theirs, "") for ours, theirs in names.items()}
     if not value["path"]:
         reject(path, line, "no path", "name the picture file")
     split = split_of(path, line, value["split"].strip()) if value.get("split", "").strip() else None
-    label = value["label"].strip()
-    if not label and split != "unlabelled":
+    labels = [fields.get(column, "").strip() or None for column in data.columns.labels.values()]
+    label = value.get("label", "").strip()
+    if not label and not any(labels) and split != "unlabelled":
         near = "write one, or split: unlabelled"
         reject(path, line, f"no label for {shown(value['path'])}", near)
-    return Row(value["path"], label or None, value.get("group", "").strip() or None, split, line)
+    row = Row(value["path"], label or None, value.get("group", "").strip() or None, split, line)
+    return of_row(row, data, labels) if labels else row
 
 
 def split_of(path: Path, line: int, name: str) -> Split:

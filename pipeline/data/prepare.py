@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distilledge.models.errors import DistilledgeError
+from distilledge.models.heads import joined
 from distilledge.pipeline.data import audit, splits
 from distilledge.pipeline.data.duplicates import COPY_BITS, Pair, is_copy, near, same
 from distilledge.pipeline.data.formats import list_unlabelled, listing
 from distilledge.pipeline.data.judge import calibrate, comparable, cut, digest, settle, write_lines
+from distilledge.pipeline.data.labels import check_labels, counts_of, heads_of, indices, whole, write_labels
 from distilledge.pipeline.data.listing import Finding, Listing, Row, shown
 from distilledge.pipeline.data.pictures import Facts, examine_all, gray
 from distilledge.pipeline.recipe import Data
+from distilledge.pipeline.recipe_multitask import tasks
 from distilledge.pipeline.record import Sample, Splits
 from distilledge.targets.ondevice.preprocess import InputSpec
 
@@ -62,12 +65,12 @@ def prepare(
     findings = list(source.notes)
     looked = Looked([], [], [])
     try:
-        rows = _labelled(source) + (_extra_rows(unlabelled, findings) if unlabelled else [])
+        rows = _labelled(source, tasks(data)) + (_extra_rows(unlabelled, findings) if unlabelled else [])
         looked = _look(source, rows, spec, data.workers)
         findings += audit.describe_pictures(looked.rows, looked.facts)
         audit.refuse(looked.bad)
         findings += audit.check_bad(looked.bad, rows, data.max_bad, shown(report / "bad_files.jsonl"))
-        kept, bad = settle(looked.rows, looked.keys, data.on_conflict, findings)
+        kept, bad = settle([whole(row) for row in looked.rows], looked.keys, data.on_conflict, findings)
         looked = Looked([looked.rows[i] for i in kept], [looked.facts[i] for i in kept], looked.bad + bad)
         alike = _alike(source, looked, spec, data)
         findings += audit.check_leakage(looked.rows, looked.keys, alike.copies, allowed=data.allow_leakage)
@@ -80,10 +83,10 @@ def prepare(
         _write_audit(report, findings, looked)
         raise
     _write_audit(out, findings, looked)
-    return _record(source, looked, chosen, findings, out)
+    return _record(source, looked, chosen, findings, out, names=tasks(data))
 
 
-def _labelled(source: Listing) -> list[Row]:
+def _labelled(source: Listing, names: Sequence[str]) -> list[Row]:
     """The rows, with labels and given splits checked before anything is decoded."""
     rows = [row for row in source.rows if row.split != "unlabelled"]
     labels = [row.label or "" for row in rows]
@@ -92,6 +95,7 @@ def _labelled(source: Listing) -> list[Row]:
     given = {row.split for row in rows} - {None}
     if given >= set(splits.PARTS):
         splits.check_coverage(labels, [row.split or "train" for row in rows], source.source)
+    check_labels(rows, names, source.source)
     return source.rows
 
 
@@ -139,31 +143,45 @@ def _split(looked: Looked, alike: Alike, data: Data, seed: int, source: str) -> 
     rows = cut(looked.rows, sets, alike.near, data.splits, seed)
     labelled = [row for row in rows if row.split != "unlabelled"]
     splits.check_coverage([row.label or "" for row in labelled], [row.split or "train" for row in labelled], source)
+    check_labels(labelled, tasks(data), source)
     return rows
 
 
-def _record(source: Listing, looked: Looked, chosen: set[int], findings: Sequence[Finding], out: Path) -> Splits:
-    classes = tuple(sorted({row.label for row in looked.rows if row.label is not None}))
+def _record(
+    source: Listing, looked: Looked, chosen: set[int], findings: Sequence[Finding], out: Path, *, names: Sequence[str]
+) -> Splits:
+    heads = heads_of(looked.rows, names)
+    classes = joined(heads) or tuple(sorted({row.label for row in looked.rows if row.label is not None}))
+    of_tasks = [indices(row, heads) for row in looked.rows]
     index = {name: number for number, name in enumerate(classes)}
     samples = [
         Sample(
             path=row.path,
-            label=-1 if row.label is None or row.split == "unlabelled" else index[row.label],
+            label=own[0] if own else -1 if row.label is None or row.split == "unlabelled" else index[row.label],
             group=row.group or row.path,
             split=row.split or "train",
             sha256=facts.sha256,
             calibration=number in chosen,
         )
-        for number, (row, facts) in enumerate(zip(looked.rows, looked.facts, strict=True))
+        for number, (row, facts, own) in enumerate(zip(looked.rows, looked.facts, of_tasks, strict=True))
     ]
     write_lines(out / "samples.jsonl", (sample._asdict() for sample in samples))
+    if heads:
+        write_labels(of_tasks, out)
     counts = {part: Counter(classes[s.label] for s in samples if s.split == part) for part in splits.PARTS}
+    told = [classes[s.label] if s.label >= 0 else "" for s in samples]
     return Splits(
         root="." if source.unpacked else str(source.root),
         classes=classes,
-        counts={part: {name: of[name] for name in classes} for part, of in counts.items()},
+        heads=heads,
+        counts=counts_of([(s.split, own) for s, own in zip(samples, of_tasks, strict=True)], heads)
+        if heads
+        else {part: {name: of[name] for name in classes} for part, of in counts.items()},
         data_hash=digest(
-            [(s.path, classes[s.label] if s.label >= 0 else "", s.group, s.split, s.sha256) for s in samples]
+            [
+                (s.path, *(map(str, own) if heads else (label,)), s.group, s.split, s.sha256)
+                for s, label, own in zip(samples, told, of_tasks, strict=True)
+            ]
         ),
         calibration_hash=digest([(s.path, s.sha256) for s in samples if s.calibration]),
         calibration=len(chosen),

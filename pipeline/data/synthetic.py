@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from distilledge.pipeline.data.labels import of_synthetic
 from distilledge.pipeline.data.listing import Listing, Row
 from distilledge.pipeline.recipe import Data, Synthetic
 
@@ -26,6 +27,9 @@ SHOTS = 2
 
 QUALITY = 95
 """Of the JPEG files."""
+
+SURFACES = ("brushed", "cast", "fabric")
+"""Names of ``TEXTURES``, in their order."""
 
 TINTS = ((1.0, 1.0, 1.02), (1.03, 1.0, 0.95), (0.95, 1.0, 1.05))
 """Red, green and blue gain of brushed metal, cast and fabric."""
@@ -41,7 +45,8 @@ def synthetic(data: Data, out: Path) -> Listing:
         for index in range(options.per_class):
             path = f"images/{kind}/{index:05d}.jpg"
             picture(kind, index, options).save(out / path, quality=QUALITY, subsampling=0)
-            rows.append(Row(path, kind, f"{kind}-{index // SHOTS:05d}", None))
+            row = Row(path, kind, f"{kind}-{index // SHOTS:05d}", None)
+            rows.append(of_synthetic(row, data, {"label": kind, "texture": texture_of(kind, index, options)}))
     return Listing("synthetic", out.resolve(), rows, "synthetic", unpacked=True, synthetic=True)
 
 
@@ -56,6 +61,11 @@ def picture(kind: str, index: int, options: Synthetic) -> Image.Image:
     surface = surface * _light(shot, size, hard) + shot.standard_normal((size, size), np.float32) * (0.01 + 0.02 * hard)
     tint = np.asarray(TINTS[texture], np.float32) * (1 + 0.02 * shot.standard_normal(3, np.float32))
     return Image.fromarray((np.clip(surface[..., None] * tint, 0, 1) * 255 + 0.5).astype(np.uint8))  # (size, size, 3)
+
+
+def texture_of(kind: str, index: int, options: Synthetic) -> str:
+    """The surface that ``picture`` draws: its part's first draw."""
+    return SURFACES[int(_generator(options.seed, kind, index // SHOTS, stream=1).integers(3))]
 
 
 def _generator(seed: int, kind: str, index: int, *, stream: int) -> np.random.Generator:

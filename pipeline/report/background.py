@@ -137,7 +137,7 @@ def counts(content: ReportContent) -> tuple[tuple[str, ...], list[tuple[str, ...
     if task == "question-answering":
         lines.append(("with an answer", *(f"{found.counts[s].get('start', 0):,}" for s in splits)))
     per_split = found.audit.get("texts_per_split", {})
-    if not content.recipe.is_text:
+    if not content.recipe.is_text and content.tasks is None:
         lines.append(("all", *(f"{sum(found.counts[s].values()):,}" for s in splits)))
     elif all(s in per_split for s in splits):
         lines.append(("all texts", *(f"{per_split[s]:,}" for s in splits)))

@@ -36,7 +36,10 @@ from distilledge.pipeline.report import answers, results, text_answers
 from distilledge.pipeline.report.answers import Pair, Pictures
 from distilledge.pipeline.report.fits import fit_words
 from distilledge.pipeline.report.protocol import protocol_content
+from distilledge.pipeline.report.task_content import TaskContent
+from distilledge.pipeline.report.tasks import task_content
 from distilledge.pipeline.report.vocabulary import BesideHost, Curve, DataSummary, ReportContent, StageLine, Tokenizer
+from distilledge.pipeline.task_scores import primary
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec
 from distilledge.targets.units import Profile, top
@@ -96,6 +99,7 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         checkpoints=stages.checkpoints,
         curves=tuple(c for checkpoint in stages.checkpoints for c in _curves(run, checkpoint.role)),
         teacher_worth=answers.teacher_worth(evidence),
+        tasks=_tasks(run, stages),
         transfer=_read(run, "transfer", Transfer),
         fits=tuple(fit_words(c.role, _json_lines(run.directory(c.role) / "curves.jsonl")) for c in stages.checkpoints),
         parities=stages.parities.items,
@@ -137,7 +141,7 @@ def _profiles(run: RunRecord) -> tuple[Profile, ...]:
 
 def _evidence(run: RunRecord, stages: _Stages) -> Evidence:
     """The same evidence that the gate judged."""
-    logits = {item.name: np.load(run.directory("score") / item.logits) for item in stages.scores.items}
+    logits, classes = primary(_logits(run, stages), stages.splits.heads, stages.splits.classes)
     outcomes = read_all(stages.scores.items, run.directory("score"), run.recipe.metric) if run.recipe.is_text else None
     return gather_evidence(
         run.recipe,
@@ -145,9 +149,24 @@ def _evidence(run: RunRecord, stages: _Stages) -> Evidence:
         logits,
         stages.measurements,
         _groups(stages),
-        classes=stages.splits.classes,
+        classes=classes,
         outcomes=outcomes,
     )
+
+
+def _logits(run: RunRecord, stages: _Stages) -> dict[str, Any]:
+    return {item.name: np.load(run.directory("score") / item.logits) for item in stages.scores.items}
+
+
+def _tasks(run: RunRecord, stages: _Stages) -> TaskContent | None:
+    if not stages.splits.heads:
+        return None
+    curves: dict[str, list[dict[str, Any]]] = {
+        c.role: _json_lines(run.directory(c.role) / "curves.jsonl") for c in stages.checkpoints
+    }
+    tested = (run.directory("data"), stages.samples)
+    given = (run.recipe, stages.splits, stages.scores, _logits(run, stages), stages.verdicts)
+    return task_content(*given, tested=tested, curves=curves)
 
 
 def _groups(stages: _Stages) -> list[str] | None:
@@ -169,7 +188,7 @@ def _compared(run: RunRecord, stages: _Stages, evidence: Evidence, pair: Pair | 
     """The parts that compare two files sample by sample."""
     if pair is None:
         return {"compared": None, "confusions": (), "class_changes": (), "reliabilities": (), "gallery": None}
-    classes = stages.splits.classes
+    classes = stages.splits.heads[0].classes if stages.splits.heads else stages.splits.classes
     labelled = [p for p, label in zip(stages.scores.paths, stages.scores.labels, strict=True) if label >= 0]
     if run.recipe.is_text:
         rows = _rows(run, labelled)

@@ -27,7 +27,8 @@ def fit_words(role: str, rows: Sequence[Mapping[str, Any]]) -> str:
     if len(rows) < 2:
         return f"{role}: {len(rows)} epoch, so its curve says nothing of overfitting."
     least = min(range(len(held)), key=held.__getitem__)
-    gap = "" if role == "student" else f" (gap to the training loss {held[least] - learned[least]:+.2f} there)"
+    weighed = role == "student" or any(name.startswith("weight.") for name in rows[0])
+    gap = "" if weighed else f" (gap to the training loss {held[least] - learned[least]:+.2f} there)"
     if held[-1] > held[least] * (1 + RISE) and learned[-1] < learned[least]:
         return (
             f"{role}: overfits. After epoch {least + 1} of {len(rows)} its validation loss rose from {held[least]:.3f} "

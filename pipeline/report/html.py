@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 
-from distilledge.pipeline.report import background, ladder, lengths, placement, sections, shown
+from distilledge.pipeline.report import background, ladder, lengths, placement, sections, shown, task_tables
 from distilledge.pipeline.report.markup import Markup, el, join
 from distilledge.pipeline.report.protocol import section_of_protocol
 from distilledge.pipeline.report.style import STYLE
@@ -41,6 +41,7 @@ def _body(content: ReportContent) -> list[Markup]:
         sections.header(content),
         sections.verdict(content),
         sections.table(content),
+        task_tables.section_of_tasks(content),
         sections.trade_offs(content),
         lengths.section_of_lengths(content),
         section_of_protocol(content.protocol),

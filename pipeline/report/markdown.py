@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distilledge.pipeline.report import ladder, lengths, placement
+from distilledge.pipeline.report import ladder, lengths, placement, task_tables
 from distilledge.pipeline.report.background import counts, cuts
 from distilledge.pipeline.report.fits import training_words
 from distilledge.pipeline.report.table import NONE, columns, judged_length, number, rows, summary
@@ -24,6 +24,7 @@ def markdown(content: ReportContent) -> str:
         "95 % intervals in brackets." + (f" Latencies are of {length} tokens." if length else ""),
         "",
         _grid([c.title for c in columns(content)], [[str(cell) for cell in row.cells] for row in rows(content)]),
+        *_tasks(content),
         *_teacher_worth(content),
         *_training(content),
         *_lengths(content),
@@ -66,6 +67,14 @@ def _teacher_worth(content: ReportContent) -> list[str]:
     ]
     table = _grid(("Model", columns(content)[3].title, "Points gained"), lines)
     return ["## What the teacher was worth", "", table, f"{plain(found.test)}: p = {found.p_value:.2g}.", ""]
+
+
+def _tasks(content: ReportContent) -> list[str]:
+    if content.tasks is None or not content.tasks.files:
+        return []
+    tables = [_grid(*task_tables.task_cells(content))]
+    tables += [_grid(task_tables.WORTH, task_tables.worth_cells(content))] if content.tasks.worth else []
+    return [f"## {task_tables.TITLE}", "", plain(task_tables.words(content)), "", *tables]
 
 
 def _training(content: ReportContent) -> list[str]:

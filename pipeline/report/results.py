@@ -150,12 +150,14 @@ def headlines(files: Sequence[FileResult], targets: Sequence[TargetVerdict]) -> 
 
 def _headline(target: TargetVerdict, file: FileResult, teacher: FileResult | None) -> Headline:
     notes = [*target.shipped.alarms]
+    if target.shipped.decided_by:
+        notes.insert(0, f"the verdict is that of the worst task, {target.shipped.decided_by}")
     for check in target.shipped.checks:
         if check.outcome in OUTCOME_WORDS:
             notes.append(f"{check.what}: " + ", ".join(filter(None, (OUTCOME_WORDS[check.outcome], check.note))))
     if target.instead is not None:
         notes.append(f"{target.instead.precision} passes every check here: it could be shipped instead")
-    parts = [f"The {file.precision} student is {_accuracy_words(file, target.shipped)}"]
+    parts = [f"The {file.precision} student is {_accuracy_words(target.shipped)}"]
     if file.faster_than_teacher is not None:
         ratio = file.faster_than_teacher.value
         doubt = f" (flagged {' '.join(file.not_compared)}: no comparison)" if file.not_compared else ""
@@ -169,23 +171,26 @@ def _headline(target: TargetVerdict, file: FileResult, teacher: FileResult | Non
     )
 
 
-def _accuracy_words(file: FileResult, verdict: Verdict) -> str:
+def _accuracy_words(verdict: Verdict) -> str:
     words = {
         "better": "better than the teacher",
         "not worse": "not worse than the teacher",
         "worse": "worse than the teacher",
         "inconclusive": "not shown to keep up with the teacher",
     }[verdict.accuracy_word]
-    if file.drop is None or file.drop.low is None or file.drop.high is None:
+    drops = [c for c in verdict.checks if c.what.endswith(DROP_TEACHER)]
+    drop = max(drops, key=lambda c: c.value, default=None)
+    if drop is None or drop.low is None or drop.high is None:
         return words
-    side = "below" if file.drop.value >= 0 else "above"
-    low, high = (file.drop.low, file.drop.high) if file.drop.value >= 0 else (-file.drop.high, -file.drop.low)
-    return f"{words} ({abs(file.drop.value):.2f} points {side} it, 95 % interval {low:.2f} to {high:.2f})"
+    words += f" in {drop.what.removesuffix(f': {DROP_TEACHER}')}" if len(drops) > 1 else ""  # the worst of the tasks
+    side = "below" if drop.value >= 0 else "above"
+    low, high = (drop.low, drop.high) if drop.value >= 0 else (-drop.high, -drop.low)
+    return f"{words} ({abs(drop.value):.2f} points {side} it, 95 % interval {low:.2f} to {high:.2f})"
 
 
 def _checked(verdict: Verdict | None, what: str) -> Estimate | None:
     """A check's own numbers, so that table and verdict cannot differ."""
-    check = next((c for c in verdict.checks if c.what == what), None) if verdict else None
+    check = next((c for c in verdict.checks if c.what.endswith(what)), None) if verdict else None  # the primary task's
     return Estimate(value=check.value, low=check.low, high=check.high) if check else None
 
 

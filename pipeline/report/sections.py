@@ -225,7 +225,9 @@ def answers(content: ReportContent) -> Markup:
     measure = "F1" if content.recipe.is_text else "recall"
     parts: list[Markup] = []
     if content.confusions:
-        shown = [_figure(c.name, figures.confusion(c, content.data.classes)) for c in content.confusions]
+        shown = [
+            _figure(c.name, figures.confusion(c, content.data.classes[: len(c.matrix)])) for c in content.confusions
+        ]
         title = "Confusions of tags, by word" if task == "token-classification" else "Confusions"
         parts += [el("h3", {}, title), el("div", {"class": "row"}, *shown)]
     if content.class_changes:

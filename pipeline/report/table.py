@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from distilledge.pipeline.evidence import noun
 from distilledge.pipeline.recipe import METRICS as TASK_METRICS
 from distilledge.pipeline.recipe import MetricName, Recipe
+from distilledge.pipeline.recipe_multitask import tasks
 from distilledge.pipeline.report.protocol import csv_columns
 from distilledge.pipeline.report.vocabulary import FileResult, ReportContent
 from distilledge.pipeline.stats import Estimate
@@ -61,6 +62,8 @@ class Row(NamedTuple):
 def metric_name(recipe: Recipe, metric: MetricName | None = None) -> str:
     """The recipe's metric, or another of its task, in words; accuracy of tags counts words."""
     name = METRICS[metric or recipe.metric]
+    if metric is None and tasks(recipe.data):
+        return f"{name} of {tasks(recipe.data)[0]}"
     return f"{name} by word" if recipe.task == "token-classification" and name == "Accuracy" else name
 
 

@@ -10,6 +10,7 @@ from distilledge.pipeline.gate import Outcome
 from distilledge.pipeline.recipe import MetricName, Recipe
 from distilledge.pipeline.record import Checkpoint, Parity, Transfer, Verdict
 from distilledge.pipeline.report.protocol import ProtocolContent
+from distilledge.pipeline.report.task_content import TaskContent
 from distilledge.pipeline.stats import Bin, Estimate
 from distilledge.targets.units import Profile
 
@@ -257,6 +258,8 @@ class ReportContent(Value):
     class_changes: tuple[ClassChange, ...]
     reliabilities: tuple[Reliability, ...]
     gallery: Gallery | None
+    tasks: TaskContent | None = None
+    """Of several tasks; all else is then of the primary one."""
     transfer: Transfer | None = None
     """None where the recipe does not ask for the comparison."""
     fits: tuple[str, ...] = ()

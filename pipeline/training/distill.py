@@ -19,6 +19,7 @@ from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.objective import Guide, Objective, feature_tap
 from distilledge.pipeline.training.picture_stage import class_weights, describe, input_spec, make_feed, new_model
 from distilledge.pipeline.training.stage import Stage, Taught, run_stage
+from distilledge.pipeline.training.tasks import check_processes, make_loss
 from distilledge.pipeline.training.views import ToInput
 from distilledge.targets.ondevice.preprocess import InputSpec
 
@@ -43,6 +44,7 @@ def distill(  # noqa: PLR0913 (what a stage is given, by name)
     starts from, ``pretrained`` the student's own language model, ``language`` the teacher's.
     """
     processes = many.process_count(recipe.student.training)
+    check_processes(recipe, processes)
     if processes > 1:
         job = many.Job(
             stage="student",
@@ -72,7 +74,7 @@ def _on_pictures(stage: Stage, taught_by: Taught | None) -> Checkpoint:
     student = new_model(stage)
     to_input = ToInput(input_spec(stage))
     if taught_by is None:
-        loss = DistillationLoss(label_smoothing=stage.settings.label_smoothing, class_weights=weights)
+        loss = make_loss(stage, student, samples, weights)
         objective = Objective(student, to_input, loss)
     else:
         objective = _taught(stage, student, to_input, weights, taught_by)
@@ -101,10 +103,12 @@ def _loss(stage: Stage, weights: list[float] | None, student: nn.Module, teacher
     features = any(t.name in LOSSES and LOSSES[t.name].needs == "features" for t in terms)
     pairs = match_stages(student, teacher) if features else ()
     with weights_drawn(stage.recipe.seed, PROJECTIONS):
-        return DistillationLoss(
+        return make_loss(
+            stage,
+            student,
+            stage.train_samples,
+            weights,
             terms,
             hard_weight=stage.recipe.distill.hard_weight,
-            label_smoothing=stage.settings.label_smoothing,
-            class_weights=weights,
             pairs=pairs,
         )

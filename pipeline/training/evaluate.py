@@ -31,10 +31,12 @@ def validate(
     accelerator: Accelerator,
     workers: int,
     poll: Callable[[], None],
+    scored: Callable[[FloatArray, IntArray], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """``accuracy``, ``balanced_accuracy`` (mean recall of the classes present), ``loss`` (cross-entropy, nats).
 
-    Of all processes together, in the training's precision. Raises ``RejectedError`` where an output is not finite.
+    Or what ``scored`` finds. Of all processes together, in the training's precision. Raises ``RejectedError`` where an
+    output is not finite.
     """
     mine = range(accelerator.process_index, len(pictures), accelerator.num_processes)
     logits = predict(model, to_input, pictures, mine, accelerator=accelerator, workers=workers, poll=poll)
@@ -42,7 +44,7 @@ def validate(
         parts = gather_object([(list(mine), logits)])
         order = torch.tensor([i for indices, _ in parts for i in indices])
         logits = torch.cat([part for _, part in parts])[order.argsort()]
-    return score(logits.numpy(), labels)
+    return (scored or score)(logits.numpy(), labels)
 
 
 def score(logits: FloatArray, labels: IntArray) -> dict[str, float]:

@@ -209,6 +209,7 @@ def _row(run: Run, found: dict[str, float]) -> Row:
         "train_loss": position.mean_loss,
         "lr": run.learner.lr,
         **found,
+        **run.learner.objective.loss.told(),
         "seconds": position.seconds + position.evaluation_seconds,
         "samples_per_second": position.samples / max(position.seconds, 1e-9),
     }

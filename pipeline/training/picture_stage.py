@@ -19,6 +19,7 @@ from distilledge.pipeline.training.objective import balanced_weights
 from distilledge.pipeline.training.picture_feed import PictureFeed
 from distilledge.pipeline.training.pictures import FromFiles, Pictures, cache_key, cached
 from distilledge.pipeline.training.stage import Made, Stage
+from distilledge.pipeline.training.tasks import with_tasks
 from distilledge.pipeline.training.views import ViewRule, Views
 from distilledge.targets.ondevice.preprocess import InputSpec
 
@@ -71,7 +72,7 @@ def make_feed(stage: Stage, samples: list[Sample], view_size: int) -> PictureFee
     spec = input_spec(stage)
     view_spec = replace(spec, height=view_size, width=view_size)
     rule = ViewRule(view_spec, stage.settings.augment, stage.recipe.seed)
-    return PictureFeed(
+    feed = PictureFeed(
         views=Views(_pictures(stage, samples, view_spec, fitted=False), rule),
         labels=np.array([s.label for s in samples], np.int64),
         names=tuple(s.path for s in samples),
@@ -82,6 +83,7 @@ def make_feed(stage: Stage, samples: list[Sample], view_size: int) -> PictureFee
         augment=stage.settings.augment,
         seed=stage.recipe.seed,
     )
+    return with_tasks(stage, feed, samples, validation)
 
 
 def _pictures(stage: Stage, samples: list[Sample], spec: InputSpec, *, fitted: bool) -> Pictures:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distilledge.models.vision_training import Profile
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.recipe import Pretraining, Recipe, Student, Teacher, Training
+from distilledge.pipeline.recipe_multitask import multitask_inputs
 from distilledge.pipeline.record import Checkpoint, Role, Sample, Splits, read_samples
 from distilledge.pipeline.training.environment import resolve_precision
 from distilledge.pipeline.training.events import Report
@@ -99,6 +100,7 @@ def _identity(stage: Stage, made: Made) -> str:
         "distill": stage.recipe.distill.model_dump(mode="json") if stage.role == "student" else None,
         **made.identity,
         **({"from_scratch": True} if stage.from_scratch else {}),
+        **multitask_inputs(stage.recipe),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -113,6 +115,7 @@ def write(stage: Stage, made: Made, trained: Trained) -> Checkpoint:
         role=stage.role,
         model=stage.part.model,
         classes=stage.splits.classes,
+        heads=stage.splits.heads,
         input_spec=made.input_spec,
         architecture=made.architecture,
         task=stage.recipe.task,

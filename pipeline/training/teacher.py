@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from distilledge.models.errors import UsageError
-from distilledge.models.losses_total import DistillationLoss
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import Checkpoint, Splits
 from distilledge.pipeline.training import many
@@ -13,6 +12,7 @@ from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.picture_stage import class_weights, describe, input_spec, make_feed, new_model
 from distilledge.pipeline.training.stage import Stage, Taught
 from distilledge.pipeline.training.strategies import Subject, teach
+from distilledge.pipeline.training.tasks import check_processes, make_loss
 from distilledge.pipeline.training.views import ToInput
 
 
@@ -32,6 +32,7 @@ def finetune(
     ``from_scratch``: the same network with random weights.
     """
     processes = many.process_count(recipe.teacher.training)
+    check_processes(recipe, processes)
     if processes > 1 and recipe.teacher.strategy.name == "progressive":
         raise UsageError("E2471", "strategy progressive trains in one process", "export CUDA_VISIBLE_DEVICES=0")
     if processes > 1 and recipe.teacher.strategy.name != "feature-extraction":
@@ -56,8 +57,8 @@ def finetune(
 
 def _on_pictures(stage: Stage) -> Checkpoint:
     samples = stage.train_samples
-    loss = DistillationLoss(label_smoothing=stage.settings.label_smoothing, class_weights=class_weights(stage, samples))
     model, spec = new_model(stage), input_spec(stage)
+    loss = make_loss(stage, model, samples, class_weights(stage, samples))
     feed = make_feed(stage, samples, spec.height)
     made = describe(stage, model, spec.height, len(samples))
     return teach(Subject(stage, model, ToInput(spec), feed), loss, made)

@@ -64,7 +64,8 @@ class Session(Protocol):
     def feeds(self) -> Feeds: ...
 
     def run(self, rows: Rows) -> FloatArray:
-        """Logits float32, one inference per row: (N, classes); of tokens (N, longest, K) with zeros behind the ends."""
+        """Logits float32, one inference per row: (N, classes), of several tasks side by side;
+        of tokens (N, longest, K) with zeros behind the ends."""
 
     def calls(self, rows: Rows) -> list[Callable[[], object]]:
         """One function per row that runs one inference on it, results left in the runtime: what is timed."""
@@ -104,7 +105,8 @@ class OnnxSession:
         ort = import_runtime("onnx")
         self._session = units.onnx_session(ort, path, onnx_options(ort, threads), on)
         self._ort = ort
-        self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0].name
+        self._input = self._session.get_inputs()[0]
+        self._outputs = [o.name for o in self._session.get_outputs()][: _taken(shapes)]
         self.feeds = OnnxFeeds(self._session, shapes)
         self._text = _is_text(path, self.feeds, shapes)
         self.threads, self.runtime_version, self.execution_precision = threads, f"onnxruntime {ort.__version__}", "f32"
@@ -113,16 +115,16 @@ class OnnxSession:
 
     def run(self, rows: Rows) -> FloatArray:
         feeds = ({self._input.name: one} for one in _single(rows))
-        return _stack([self._session.run([self._output], feed)[0] for feed in feeds], self._text)
+        return _stack([_side_by_side(self._session.run(self._outputs, feed)) for feed in feeds], self._text)
 
     def calls(self, rows: Rows) -> list[Callable[[], object]]:
         return [self._call(one) for one in _single(rows)]
 
     def output(self, result: Any) -> FloatArray:
-        return _one(result[0], self._text)
+        return _one(_side_by_side(result), self._text)
 
     def _call(self, row: npt.NDArray[Any]) -> Callable[[], object]:
-        run, outputs, feed = self._session.run, [self._output], {self._input.name: row}
+        run, outputs, feed = self._session.run, self._outputs, {self._input.name: row}
         return lambda: run(outputs, feed)
 
 
@@ -134,6 +136,7 @@ class OpenvinoSession:
         compiled = units.openvino_compiled(core, model, openvino_config(core, threads, precision, on), on)
         self._text = _is_text(path, self.feeds, shapes)
         self._ov, self._request = ov, compiled.create_infer_request()
+        self._outputs = range(len(compiled.outputs[: _taken(shapes)]))
         self.feeds.compiled(compiled, self._request)
         self.threads = int(units.openvino_property(compiled, "INFERENCE_NUM_THREADS") or threads)
         self.runtime_version = f"openvino {ov.__version__.split('-')[0]}"
@@ -147,14 +150,17 @@ class OpenvinoSession:
         outputs = []
         for call in self.calls(rows):
             call()
-            outputs.append(np.array(self._request.get_output_tensor(0).data, np.float32))
+            outputs.append(self._found())
         return _stack(outputs, self._text)
 
     def calls(self, rows: Rows) -> list[Callable[[], object]]:
         return [self._call(one) for one in _single(rows)]
 
     def output(self, result: Any) -> FloatArray:  # noqa: ARG002 (it lies in the request)
-        return _one(np.array(self._request.get_output_tensor(0).data, np.float32), self._text)
+        return _one(self._found(), self._text)
+
+    def _found(self) -> FloatArray:
+        return _side_by_side([np.array(self._request.get_output_tensor(i).data, np.float32) for i in self._outputs])
 
     def _call(self, row: npt.NDArray[Any]) -> Callable[[], object]:
         tensor, put, infer = (
@@ -187,12 +193,13 @@ class TfliteSession:
         names = [n for n in self._interpreter.get_signature_list() if n.startswith(LENGTH)]
         self._names = {int(name.removeprefix(LENGTH)): name for name in names}
         self._runners: dict[int, Any] = {}
-        source, sink = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
+        source, sinks = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()
         self.feeds = TfliteFeeds(self._interpreter, shapes)
         self._text = _is_text(path, self.feeds, shapes)
         if self._text and package == "tflite-runtime":
             raise ValueError("tflite-runtime reads int8 weights of text models wrongly: use ai-edge-litert")
-        self._in, self._out, self._scale = source["index"], sink["index"], sink["quantization"]
+        self._in = source["index"]
+        self._sinks = [(sink["index"], sink["quantization"]) for sink in sinks[: _taken(shapes)]]
         self.input_shape = tuple(int(d) for d in source["shape"])
         self.example = _zeros((1, min(self._names)) if self._names else self.input_shape)
         if len(self._names) > 1:
@@ -210,9 +217,10 @@ class TfliteSession:
         return _one(self._found(result), self._text)
 
     def _found(self, result: dict[str, npt.NDArray[Any]] | None) -> FloatArray:
-        return self._dequantised(
-            self._interpreter.get_tensor(self._out) if result is None else next(iter(result.values()))
-        )
+        if result is not None:
+            return self._dequantised(next(iter(result.values())), self._sinks[0][1])
+        get = self._interpreter.get_tensor
+        return _side_by_side([self._dequantised(get(index), scale) for index, scale in self._sinks])
 
     def calls(self, rows: Rows) -> list[Callable[[], Any]]:
         return [self._call(one) for one in _single(rows)]
@@ -238,10 +246,11 @@ class TfliteSession:
             self._runners[length] = runner, next(iter(runner.get_input_details()))
         return self._runners[length]
 
-    def _dequantised(self, output: npt.NDArray[Any]) -> FloatArray:
+    @staticmethod
+    def _dequantised(output: npt.NDArray[Any], quantization: tuple[float, int]) -> FloatArray:
         if output.dtype.kind == "f":
             return np.asarray(output, np.float32)
-        scale, zero = self._scale
+        scale, zero = quantization
         logits: FloatArray = ((output.astype(np.float32) - zero) * scale).astype(np.float32)
         return logits
 
@@ -260,6 +269,18 @@ def _is_text(path: str, feeds: Feeds, shapes: Shapes) -> bool:
     if kind not in ("uint8", "int32"):
         raise ValueError(f"{path} takes {kind}, neither uint8 RGB nor int32 ids")
     return kind == "int32"
+
+
+def _taken(shapes: Shapes) -> int | None:
+    """Outputs that count: all of a file of ours, one for each task; of others' the first."""
+    return None if shapes is None else 1
+
+
+def _side_by_side(outputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """One output as it is; those of several tasks as one (1, sum of classes), in the file's order."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return np.concatenate([np.asarray(output, np.float32).reshape(1, -1) for output in outputs], axis=1)
 
 
 def _any(text: bool) -> int:
