@@ -7,6 +7,7 @@ from pathlib import Path
 from distilledge.models.errors import UsageError
 from distilledge.models.losses_total import DistillationLoss
 from distilledge.pipeline.recipe import Recipe
+from distilledge.pipeline.recipe_strategy import ADAPTING
 from distilledge.pipeline.record import Checkpoint, Splits
 from distilledge.pipeline.training import many
 from distilledge.pipeline.training.events import Report
@@ -14,6 +15,7 @@ from distilledge.pipeline.training.picture_stage import class_weights, describe,
 from distilledge.pipeline.training.stage import Stage, Taught
 from distilledge.pipeline.training.strategies import Subject, teach
 from distilledge.pipeline.training.views import ToInput
+from distilledge.pipeline.transfer import last_epoch
 
 
 def finetune(
@@ -31,7 +33,11 @@ def finetune(
 
     ``from_scratch``: the same network with random weights.
     """
+    recipe = last_epoch(recipe)
     processes = many.process_count(recipe.teacher.training)
+    if processes > 1 and recipe.teacher.strategy.name in ADAPTING:
+        what = f"strategy {recipe.teacher.strategy.name} trains in one process"
+        raise UsageError("E2533", what, "export CUDA_VISIBLE_DEVICES=0")
     if processes > 1 and recipe.teacher.strategy.name == "progressive":
         raise UsageError("E2471", "strategy progressive trains in one process", "export CUDA_VISIBLE_DEVICES=0")
     if processes > 1 and recipe.teacher.strategy.name != "feature-extraction":
