@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from distilledge.models.errors import RejectedError, UsageError
 from distilledge.pipeline.data.content import content_hash, unlabelled_hash
 from distilledge.pipeline.data.listing import expand
+from distilledge.pipeline.data.target import target_inputs
 from distilledge.pipeline.recipe import ExportTarget, Measure, Recipe, Student, Teacher, Units
 from distilledge.pipeline.record import Role
-from distilledge.pipeline.step_packages import TEXT_PACKAGES, export_packages, package_versions, training_packages
+from distilledge.pipeline.step_packages import export_packages, package_versions, training_packages
 from distilledge.pipeline.store import fingerprint
-from distilledge.pipeline.transfer import TRANSFER, from_scratch, strategy_inputs
+from distilledge.pipeline.transfer import TRANSFER, compares_domains, from_scratch, source_only, strategy_inputs
 from distilledge.targets.base import RuntimeName
 from distilledge.targets.saturation import saturates
 
@@ -29,6 +30,8 @@ VERSIONS = {
     "control": 2,
     "scratch": 1,
     "transfer": 1,
+    "source-only": 1,
+    "adaptation": 1,
     "pretrain": 1,
     "export": 1,
     "verify": 3,
@@ -76,7 +79,7 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     predicts = [_predict(data, e, elsewhere | _units(recipe, e.runtime, device_card)) for e in exports]
     score = _step("score", "score", {p.name: p.fingerprint for p in predicts})
     gate = _step("gate", "gate", _gate_inputs(recipe, score, measure))
-    checked = _transfer(recipe, data, teacher, first)
+    checked = (*_transfer(recipe, data, teacher, first), *_adaptation(recipe, data, teacher, first))
     models = [step for step in (first, teacher, *checked, second, *trained[1:]) if step is not None]
     return (data, *models, *exports, verify, measure, *predicts, score, gate)
 
@@ -97,7 +100,9 @@ def _step(
 
 
 def _data_inputs(recipe: Recipe) -> dict[str, Any]:
-    fields = recipe.data.model_dump(mode="json", exclude={"cache", "workers", "path", *OTHER_DATA[recipe.is_text]})
+    fields = recipe.data.model_dump(
+        mode="json", exclude={"cache", "workers", "path", "target", *OTHER_DATA[recipe.is_text]}
+    )
     if not recipe.is_text:
         fields["columns"] = {k: v for k, v in fields["columns"].items() if k not in TEXT_COLUMNS}
     inputs = {"data": fields, "content": content_hash(recipe.data, recipe.task), "seed": recipe.seed}
@@ -105,6 +110,8 @@ def _data_inputs(recipe: Recipe) -> dict[str, Any]:
     if recipe.distill.unlabelled:
         place = str(Path(expand(recipe.distill.unlabelled)).resolve())  # its pictures are recorded by absolute path
         inputs["unlabelled"] = {"path": place, "content": unlabelled_hash(recipe.distill.unlabelled)}
+    if recipe.data.target is not None:
+        inputs["target"] = target_inputs(recipe.data)
     return inputs
 
 
@@ -131,7 +138,7 @@ def _model_inputs(recipe: Recipe, model: Teacher | Student) -> dict[str, Any]:
 
 
 def _teacher_pretraining(recipe: Recipe, data: Step) -> Step | None:
-    if recipe.teacher.pretraining is None or not recipe.is_text:
+    if recipe.teacher.pretraining is None:
         return None
     inputs = _language_inputs(recipe, data, recipe.teacher)
     return _step("pretrain-teacher", "pretrain", inputs, role="teacher")
@@ -139,22 +146,25 @@ def _teacher_pretraining(recipe: Recipe, data: Step) -> Step | None:
 
 def _student_pretraining(recipe: Recipe, data: Step, teacher: Step) -> Step | None:
     """``teacher``: its language model, or, where it has none, itself, whose layers and tokenizer may be wanted."""
-    if recipe.student.pretraining is None or not recipe.is_text:
+    if recipe.student.pretraining is None:
         return None
-    inputs = _language_inputs(recipe, data, recipe.student) | {"teacher": teacher.fingerprint}
+    inputs = _language_inputs(recipe, data, recipe.student)
+    if recipe.is_text:
+        inputs |= {"teacher": teacher.fingerprint}
     return _step("pretrain-student", "pretrain", inputs)
 
 
 def _language_inputs(recipe: Recipe, data: Step, model: Teacher | Student) -> dict[str, Any]:
     assert model.pretraining is not None
     corpus = model.pretraining.corpus
+    later = {"training"} if recipe.is_text else {"training", "strategy"}
     return {
         "data": data.fingerprint,
-        "model": {k: v for k, v in _model_inputs(recipe, model).items() if k != "training"},
+        "model": {k: v for k, v in _model_inputs(recipe, model).items() if k not in later},
         "pretraining": model.pretraining.model_dump(mode="json", exclude={"corpus"}),
-        "corpus": corpus and _weights_hash(corpus),
+        "corpus": corpus and (_weights_hash if recipe.is_text else unlabelled_hash)(corpus),
         "seed": recipe.seed,
-        "packages": package_versions(TEXT_PACKAGES),
+        "packages": package_versions(training_packages(recipe)),
     }
 
 
@@ -191,6 +201,16 @@ def _transfer(recipe: Recipe, data: Step, teacher: Step, language: Step | None) 
     inputs = {"teacher": teacher.fingerprint, "scratch": scratch.fingerprint, "data": data.fingerprint}
     judged = {"metric": recipe.metric, "seed": recipe.seed}
     return (scratch, _step("transfer", "transfer", {**inputs, **judged}, role="teacher"))
+
+
+def _adaptation(recipe: Recipe, data: Step, teacher: Step, first: Step | None) -> tuple[Step, ...]:
+    """The teacher that never saw the target, and the comparison."""
+    if not compares_domains(recipe):
+        return ()
+    plain = _step("source-only", "source-only", _teacher_inputs(source_only(recipe), data, first), role="teacher")
+    inputs = {"teacher": teacher.fingerprint, "source_only": plain.fingerprint, "data": data.fingerprint}
+    judged = {"metric": recipe.metric, "seed": recipe.seed, "method": recipe.teacher.strategy.name}
+    return (plain, _step("adaptation", "adaptation", {**inputs, **judged}, role="teacher"))
 
 
 def _taught_inputs(recipe: Recipe, teacher: Step, language: Step | None) -> dict[str, Any]:

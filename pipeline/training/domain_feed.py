@@ -27,11 +27,11 @@ SECOND = 1
 class Pairs(Steps):
     """Steps of ``Steps`` with a partner behind each picture, so that every piece of a step holds both.
 
-    ``partners``: for an epoch, as many indices as are asked for. Of one process.
+    ``partners``: for an epoch and indices in their order, as many others. Of one process.
     """
 
     def __init__(
-        self, labels: IntArray, size: int, partners: Callable[[int, int], IntArray], *, seed: int, balanced: bool
+        self, labels: IntArray, size: int, partners: Callable[[int, IntArray], IntArray], *, seed: int, balanced: bool
     ) -> None:
         super().__init__(labels, size, seed=seed, balanced=balanced)
         self._partners = partners
@@ -45,7 +45,7 @@ class Pairs(Steps):
         own = np.resize(
             epoch_order(self._labels, self._seed, epoch, balanced=self._balanced), (len(self), self.first_size)
         )
-        others = self._partners(epoch, own.size).reshape(own.shape)
+        others = self._partners(epoch, own.ravel()).reshape(own.shape)
         return np.stack([own, others], 2).reshape(len(self), -1)
 
 
@@ -89,11 +89,10 @@ class DomainFeed:
     def steps(self, settings: Training, seed: int, accelerator: Accelerator) -> Steps:  # noqa: ARG002 (one process)
         first, count = len(self.source.labels), len(self.target_names)
 
-        def partners(epoch: int, wanted: int) -> IntArray:
-            """Of a pass as many as it takes."""
+        def partners(epoch: int, own: IntArray) -> IntArray:
             random = generator(Purpose.ORDER, seed, epoch, SECOND)
-            rounds = [random.permutation(count) for _ in range(-(-wanted // count))]
-            return first + np.concatenate(rounds)[:wanted]
+            rounds = [random.permutation(count) for _ in range(math.ceil(len(own) / count))]
+            return first + np.concatenate(rounds)[: len(own)]
 
         made = Pairs(
             self.source.labels,

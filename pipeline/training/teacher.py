@@ -11,6 +11,7 @@ from distilledge.pipeline.recipe_strategy import ADAPTING
 from distilledge.pipeline.record import Checkpoint, Splits
 from distilledge.pipeline.training import many
 from distilledge.pipeline.training.events import Report
+from distilledge.pipeline.training.picture_pretrain import start_from
 from distilledge.pipeline.training.picture_stage import class_weights, describe, input_spec, make_feed, new_model
 from distilledge.pipeline.training.stage import Stage, Taught
 from distilledge.pipeline.training.strategies import Subject, teach
@@ -29,7 +30,7 @@ def finetune(
     pretrained: Taught | None = None,
     from_scratch: bool = False,
 ) -> Checkpoint:
-    """Train the recipe's teacher; see ``loop.train`` for what is raised. ``pretrained``: its language model (text).
+    """Train the recipe's teacher; see ``loop.train`` for what is raised. ``pretrained``: trained before.
 
     ``from_scratch``: the same network with random weights.
     """
@@ -57,13 +58,14 @@ def finetune(
         from distilledge.pipeline.training.text_stage import train_teacher
 
         return train_teacher(stage, pretrained)
-    return _on_pictures(stage)
+    return _on_pictures(stage, pretrained)
 
 
-def _on_pictures(stage: Stage) -> Checkpoint:
+def _on_pictures(stage: Stage, pretrained: Taught | None) -> Checkpoint:
     samples = stage.train_samples
     loss = DistillationLoss(label_smoothing=stage.settings.label_smoothing, class_weights=class_weights(stage, samples))
     model, spec = new_model(stage), input_spec(stage)
+    start_from(model, None if stage.from_scratch else pretrained)
     feed = make_feed(stage, samples, spec.height)
     made = describe(stage, model, spec.height, len(samples))
     return teach(Subject(stage, model, ToInput(spec), feed), loss, made)
