@@ -281,10 +281,48 @@ def bar_of(runs: Runs, made: Made, shift: str, seeds: tuple[int, ...]) -> common
     return common.bar(f"{shift}: low end of the gain of {best}, points", lows[best], 0.0, at_most=False)
 
 
+PAGE = Path(__file__).parents[1] / "docs" / "domains.md"
+BEGIN, END = "<!-- measured -->\n", "<!-- end -->"
+
+
+def markdown(recorded: dict[str, Any]) -> str:
+    """Gains on the target with their intervals, and what became of the source."""
+    facts = recorded["conditions"]
+    lines = ["| shift | strategy | target, % | above source-only, points | source, % |", "|---|---|---|---|---|"]
+    for found in recorded["rows"]:
+        gain = "" if found["gain"] is None else f"{found['gain']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+        shares = f"{found['target']:.1f} | {gain} | {found['source']:.1f}"
+        lines.append(f"| {found['shift']} | {found['method']} | {shares} |")
+    counts = "; ".join(
+        f"{name}: {of['train']} of the source, {of['target']} of the target, {of['test']} tested"
+        for name, of in facts["pictures"].items()
+    )
+    held = "; ".join(
+        f"{b['name']}: {b['value']:+.1f} ({'holds' if b['holds'] else 'does not hold'})" for b in recorded["bars"]
+    )
+    lines += [
+        "",
+        f"{facts['created'][:10]}, {facts['cpu_model']}, 1 thread, {len(facts['seeds'])} seeds, {facts['epochs']} "
+        "epochs; accuracy (of exposure: balanced), means over seeds; 95 % bootstrap intervals over seeds and groups of "
+        f"test pictures. Pictures: {counts}. Bars (above 0, at 97.5 %): {held}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def fill_page(out: Path) -> None:
+    recorded = json.loads((out / "domain.json").read_text(encoding="utf-8"))
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(before + BEGIN + markdown(recorded) + END + rest.partition(END)[2], encoding="utf-8")
+
+
 def main() -> None:
     parser = common.arguments(__doc__ or "")
+    parser.add_argument("--markdown", action="store_true", help="write the recorded table into the page and stop")
     parser.add_argument("--runs", type=Path, default=None, help="file of the trainings that were run before")
     options = parser.parse_args()
+    if options.markdown:
+        fill_page(options.out)
+        return
     if "DISTILLEDGE_SHARED" not in os.environ:
         sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
     import torch

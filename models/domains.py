@@ -124,10 +124,9 @@ def adapt_batch_norm(model: nn.Module, batches: Batches) -> int:
     the new ones, so the size of the batches says nothing, and each layer costs a pass up to it. The variance is the
     unbiased one, as torch's. The model is in eval mode, and stays so. Raises ``UsageError`` where it has no BatchNorm.
     """
+    check_batch_norm(model)
     model.eval()
     layers = _in_order(model, next(iter(batches())))
-    if not layers:
-        raise UsageError("E2530", "the model has no BatchNorm whose statistics could be the target's", "use coral")
     for layer in layers:
         count, mean, squares = 0, torch.zeros(()), torch.zeros(())
         for batch in batches():
@@ -151,6 +150,14 @@ def adapt_batch_norm(model: nn.Module, batches: Batches) -> int:
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """Those that keep statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def check_batch_norm(model: nn.Module) -> None:
+    """Raise ``UsageError`` where there is none."""
+    if not batch_norms(model):
+        raise UsageError(
+            "E2530", "the model has no BatchNorm whose statistics could be the target's", "use strategy coral or dann"
+        )
 
 
 class _Reached(Exception):  # noqa: N818 (no error: the layer whose input was wanted)

@@ -6,20 +6,19 @@ what ``run`` would do.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilledge.models.errors import RejectedError, UsageError
-from distilledge.pipeline.data.content import content_hash, unlabelled_hash
+from distilledge.models.errors import UsageError
+from distilledge.pipeline.data.content import content_hash, target_inputs, unlabelled_hash
 from distilledge.pipeline.data.listing import expand
-from distilledge.pipeline.data.target import target_inputs
 from distilledge.pipeline.recipe import ExportTarget, Measure, Recipe, Student, Teacher, Units
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.step_packages import export_packages, package_versions, training_packages
 from distilledge.pipeline.store import fingerprint
 from distilledge.pipeline.transfer import TRANSFER, compares_domains, from_scratch, source_only, strategy_inputs
+from distilledge.pipeline.weights_hash import file_hash, weights_hash
 from distilledge.targets.base import RuntimeName
 from distilledge.targets.saturation import saturates
 
@@ -84,15 +83,6 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     return (data, *models, *exports, verify, measure, *predicts, score, gate)
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def _step(
     name: str, kind: str, inputs: dict[str, Any], *, role: Role = "student", runtime: str = "", optional: bool = False
 ) -> Step:
@@ -129,11 +119,11 @@ def _model_inputs(recipe: Recipe, model: Teacher | Student) -> dict[str, Any]:
     inputs = {
         **model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *TRANSFER, *other}),
         **strategy_inputs(model),
-        "weights": _weights_hash(model.weights),
+        "weights": weights_hash(model.weights),
     }
     tokenizer = model.text.tokenizer
     if recipe.is_text:
-        inputs["tokenizer"] = tokenizer if tokenizer in ("model", "teacher", "train") else _weights_hash(tokenizer)
+        inputs["tokenizer"] = tokenizer if tokenizer in ("model", "teacher", "train") else weights_hash(tokenizer)
     return inputs
 
 
@@ -162,24 +152,10 @@ def _language_inputs(recipe: Recipe, data: Step, model: Teacher | Student) -> di
         "data": data.fingerprint,
         "model": {k: v for k, v in _model_inputs(recipe, model).items() if k not in later},
         "pretraining": model.pretraining.model_dump(mode="json", exclude={"corpus"}),
-        "corpus": corpus and (_weights_hash if recipe.is_text else unlabelled_hash)(corpus),
+        "corpus": corpus and (weights_hash if recipe.is_text else unlabelled_hash)(corpus),
         "seed": recipe.seed,
         "packages": package_versions(training_packages(recipe)),
     }
-
-
-def _weights_hash(weights: str) -> str:
-    if weights in ("hub", "none"):
-        return weights
-    path = Path(expand(weights))
-    if path.is_dir():  # of transformers: what a network and its tokenizer are read from
-        names = sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".txt", ".bin", ".model"))
-        return hashlib.sha256("".join(f"{p.name} {file_hash(p)}\n" for p in names).encode()).hexdigest()
-    if not path.is_file():
-        raise RejectedError(
-            "E3090", f"weights file not found: {weights}", "set `weights` to a .safetensors file, `hub` or `none`"
-        )
-    return file_hash(path)
 
 
 def _teacher_inputs(recipe: Recipe, data: Step, language: Step | None) -> dict[str, Any]:

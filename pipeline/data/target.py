@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from distilledge.models.errors import RejectedError
 from distilledge.pipeline.data import audit, splits
-from distilledge.pipeline.data.content import content_hash
+from distilledge.pipeline.data.content import target_data
 from distilledge.pipeline.data.duplicates import COPY_BITS, Pair, is_copy, near
 from distilledge.pipeline.data.formats import detect, list_unlabelled, listing
-from distilledge.pipeline.data.listing import Finding, Listing, Row, closest, expand, few, finding, shown
+from distilledge.pipeline.data.listing import Finding, Listing, Row, closest, few, finding, shown
 from distilledge.pipeline.data.pictures import Facts, examine_all, gray
 from distilledge.pipeline.recipe import Data
 from distilledge.pipeline.recipe_data import Target
@@ -31,17 +31,6 @@ class Joined(NamedTuple):
     facts: list[Facts]
     bad: list[audit.Bad]
     chosen: set[int]
-
-
-def target_inputs(data: Data) -> dict[str, Any]:
-    """What a target is to a step's fingerprint: contents, and places, because its pictures have absolute paths."""
-    assert data.target is not None
-    places = {"path": data.target.path, "test": data.target.test}
-    return {
-        name: {"place": str(Path(expand(place)).resolve()), "content": content_hash(_data(data, place))}
-        for name, place in places.items()
-        if place
-    }
 
 
 def join(
@@ -93,7 +82,7 @@ def _without_tested(rows: list[Row], facts: list[Facts], findings: list[Finding]
 def target_rows(data: Data, target: Target, findings: list[Finding]) -> list[Row]:
     """Absolute paths; split ``target`` without a label, ``test`` with one."""
     if target.test:
-        if detect(_data(data, target.path)) == "manifest":
+        if detect(target_data(data, target.path)) == "manifest":
             learned = _listed(data, target.path)
         else:
             learned = list_unlabelled(target.path, "data.target.path")
@@ -114,12 +103,8 @@ def target_rows(data: Data, target: Target, findings: list[Finding]) -> list[Row
     return free + [row._replace(path=str(scored.root / row.path), split="test") for row in tested]
 
 
-def _data(data: Data, place: str) -> Data:
-    return data.model_copy(update={"path": place, "format": "auto", "target": None})
-
-
 def _listed(data: Data, place: str) -> Listing:
-    own = _data(data, place)
+    own = target_data(data, place)
     kind = detect(own)
     if kind not in ("folder", "manifest"):
         raise RejectedError("E3532", f"data.target: a {kind} data set: {place}", "give a folder or a manifest")

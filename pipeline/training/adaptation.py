@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distilledge.models.domains import adapt_batch_norm, batch_norms
+from distilledge.models.domains import adapt_batch_norm, batch_norms, check_batch_norm
 from distilledge.models.errors import RejectedError, UsageError
 from distilledge.models.transfer import head_module
 from distilledge.pipeline import checkpoint as checkpoints
@@ -67,8 +67,7 @@ def head_width(model: nn.Module) -> int:
 
 def with_target_statistics(stage: Stage, model: nn.Module, samples: int) -> Finished:
     """A kept state -> the same with BatchNorm's statistics of the target's pictures."""
-    if not batch_norms(model):
-        raise UsageError("E2530", f"{stage.part.model} has no BatchNorm for adabn", "use coral, mmd or dann")
+    check_batch_norm(model)
 
     def finished(state: dict[str, Tensor]) -> dict[str, Tensor]:
         model.load_state_dict(state)
