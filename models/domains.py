@@ -6,7 +6,8 @@ A loss here sees the head's input (B, D) of a batch of both domains; rows withou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -198,6 +199,31 @@ def _input_of(layer: _BatchNorm, model: nn.Module, batch: Tensor) -> Tensor:
     finally:
         handle.remove()
     raise AssertionError("a layer that was reached before")
+
+
+@contextmanager
+def batch_statistics(*models: nn.Module) -> Iterator[None]:
+    """Inside, eval mode, but BatchNorm goes by the batch, as in training; its running statistics stay as they are.
+
+    After a few steps the running ones say little yet of what a network has learned.
+    """
+    modules = [m for model in models for m in model.modules()]
+    was_training = [m for m in modules if m.training]
+    norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [(m, m.momentum, m.num_batches_tracked) for m in norms]
+    for model in models:
+        model.eval()
+    for norm in norms:
+        norm.training, norm.momentum = True, 0.0
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, momentum, tracked in momenta:
+            norm.training, norm.momentum = False, momentum
+            norm.num_batches_tracked = tracked
+        for module in was_training:
+            module.training = True
 
 
 # --- two views of one picture -----------------------------------------------------------------------------------------

@@ -194,6 +194,18 @@ def test_statistics_of_batch_norm_are_those_of_the_targets_features_by_hand() ->
         adapt_batch_norm(nn.Sequential(nn.Linear(3, 2)), lambda: [torch.randn(4, 3)])
 
 
+def test_batch_statistics_are_used_and_left_as_they_were() -> None:
+    net, pictures = network().train(), torch.randn(10, 3, 8, 8) * 3 + 1
+    net[2].eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with torch.no_grad(), domains.batch_statistics(net):
+        assert net(pictures).mean(0).abs().max() < 1e-5
+    assert net.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert [m.training for m in net] == [True, True, False, *[True] * 5]
+    assert net[1].momentum == 0.1
+
+
 # --- pairs
 
 

@@ -169,6 +169,6 @@ def _calibrate(rows: Sequence[Row], wanted: int, seed: int) -> tuple[set[int], l
     groups = [row.group or row.path for row in own]
     chosen, found = splits.calibration([row.path for row in own], [""] * len(own), groups, wanted, seed)
     return {free[i] for i in chosen}, [
-        f.model_copy(update={"message": f"{f.message.removesuffix(', of every class')}, of the target, unlabelled"})
+        f.model_copy(update={"message": f"of the target, without labels: {f.message.removesuffix(', of every class')}"})
         for f in found
     ]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from distilledge.models.domains import SimSiam, simsiam, spread
+from distilledge.models.domains import SimSiam, batch_statistics, simsiam, spread
 from distilledge.models.errors import RejectedError, UsageError
 from distilledge.models.features import FeatureTap
 from distilledge.models.losses_total import DistillationLoss
@@ -181,24 +181,24 @@ class LookFeed:
         self, model: nn.Module, to_input: nn.Module, accelerator: Accelerator, poll: Callable[[], None]
     ) -> dict[str, float]:
         """``accuracy``: pictures whose first view is nearest to their own second one, of all second views, by cosine of
-        the projections; ``spread`` of these; ``loss``.
+        the projections; ``spread`` of these; ``loss``. BatchNorm goes by the batch, as in training.
         """
-        was_training = [m for m in (*model.modules(), *self.pair.modules()) if m.training]
-        model.eval()
-        self.pair.eval()
         features, parts = Features(model), []
-        for start in range(0, len(self.held.pictures), 32):
-            poll()
-            some = range(start, min(start + 32, len(self.held.pictures)))
-            keys = [(0, i + shift) for i in some for shift in (0, len(self.held.pictures))]
-            views = collate([self.held[key] for key in keys]).inputs.to(accelerator.device)
-            with accelerator.autocast():
-                parts.append(self.pair.projector(features(to_input(views))).float())
-        rows = torch.cat(parts)
-        found = {**_alike(rows), "spread": spread(rows), "loss": float(simsiam(self.pair.predictor(rows), rows))}
-        for module in was_training:
-            module.training = True
-        return found
+        with batch_statistics(model, self.pair):
+            for start in range(0, len(self.held.pictures), 32):
+                poll()
+                views = self._held_views(start).to(accelerator.device)
+                with accelerator.autocast():
+                    parts.append(self.pair.projector(features(to_input(views))).float())
+            rows = torch.cat(parts)
+            loss = float(simsiam(self.pair.predictor(rows), rows))
+        return {**_alike(rows), "spread": spread(rows), "loss": loss}
+
+    def _held_views(self, start: int) -> Tensor:
+        """uint8 (2 N, 3, V, V) of up to 32 held-out pictures."""
+        count = len(self.held.pictures)
+        keys = [(0, i + shift) for i in range(start, min(start + 32, count)) for shift in (0, count)]
+        return collate([self.held[key] for key in keys]).inputs
 
 
 def _alike(rows: Tensor) -> dict[str, float]:
