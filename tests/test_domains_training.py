@@ -95,7 +95,9 @@ def test_views_teach_a_backbone_and_a_killed_pretraining_goes_on(name: str, data
         pretrain(made, *data, "teacher", None, out, partial=partial, report=interrupt)
     pretrain(made, *data, "teacher", None, out, partial=partial, report=silent)
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert set(found.validation) == {"accuracy", "spread", "loss"}
+    assert found.validation["feature_spread"] > 0.3
+    assert found.notes == ()
+    assert set(found.validation) == {"accuracy", "spread", "feature_spread", "loss"}
     taught, partial = folders(tmp_path, "taught")
     short = recipe("fine-tune", model=name, training={**TRAINING, "lr": 1e-9, "epochs": 1})
     finetune(short, *data, taught, partial, silent, pretrained=(found, whole))
@@ -110,7 +112,7 @@ def test_a_collapse_is_said(data: Any, tmp_path: Path, caplog: pytest.LogCapture
     made = recipe("fine-tune", model="test_vit", pretraining={"training": {**training, "lr": 30.0}})
     out, partial = folders(tmp_path)
     found = pretrain(made, *data, "teacher", None, out, partial=partial, report=silent)
-    assert found.validation["spread"] < 0.1
+    assert found.validation["feature_spread"] < 0.01
     assert found.notes[0].startswith("it collapsed")
     assert "it collapsed" in caplog.text
 
@@ -148,6 +150,7 @@ def test_a_whole_run_says_what_adaptation_was_worth(tmp_path: Path) -> None:
     student = Checkpoint.model_validate_json((record.directory("student") / "value.json").read_bytes())
     assert "agreement with the teacher on 24 target pictures" in student.notes[0]
     content = json.loads((directory / "report.json").read_text())
+    assert not any("collapsed" in line for line in content["fits"])
     assert content["pictures"] == 16  # every score is of the target
     assert content["adaptation"]["target"]["gain"]["value"] == pytest.approx(found.target.gain.value)
     measured = next(f for f in content["files"] if f["role"] == "teacher")

@@ -73,9 +73,10 @@ def pretrain_pictures(
         model, ToInput(spec), DistillationLoss(), tap=FeatureTap(model, embedding=True), auxiliary=pair
     )
     trained = run_stage(stage, objective, feed, made)
-    if trained.validation["spread"] >= COLLAPSED:
+    least = min(trained.validation["spread"], trained.validation["feature_spread"])
+    if least >= COLLAPSED:
         return trained
-    words = collapse_words(trained.validation["spread"])
+    words = collapse_words(least)
     log.warning("%s: %s", stage.name, words)
     return trained.model_copy(update={"notes": (words,)})
 
@@ -181,18 +182,21 @@ class LookFeed:
         self, model: nn.Module, to_input: nn.Module, accelerator: Accelerator, poll: Callable[[], None]
     ) -> dict[str, float]:
         """``accuracy``: pictures whose first view is nearest to their own second one, of all second views, by cosine of
-        the projections; ``spread`` of these; ``loss``. BatchNorm goes by the batch, as in training.
+        the projections; ``spread`` of these, and ``feature_spread`` of the head's input, because the projector's
+        BatchNorm magnifies what little is left after a collapse; ``loss``. BatchNorm goes by the batch, as in training.
         """
-        features, parts = Features(model), []
+        features, parts, seen = Features(model), [], []
         with batch_statistics(model, self.pair):
             for start in range(0, len(self.held.pictures), 32):
                 poll()
                 views = self._held_views(start).to(accelerator.device)
                 with accelerator.autocast():
-                    parts.append(self.pair.projector(features(to_input(views))).float())
+                    seen.append(features(to_input(views)).float())
+                    parts.append(self.pair.projector(seen[-1]).float())
             rows = torch.cat(parts)
             loss = float(simsiam(self.pair.predictor(rows), rows))
-        return {**_alike(rows), "spread": spread(rows), "loss": loss}
+        spreads = {"spread": spread(rows), "feature_spread": spread(torch.cat(seen))}
+        return {**_alike(rows), **spreads, "loss": loss}
 
     def _held_views(self, start: int) -> Tensor:
         """uint8 (2 N, 3, V, V) of up to 32 held-out pictures."""
