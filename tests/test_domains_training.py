@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from test_domains import prepared, sets
 from test_training import folders, weights
@@ -107,11 +108,16 @@ def test_views_teach_a_backbone_and_a_killed_pretraining_goes_on(name: str, data
 
 
 def test_a_collapse_is_said(data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A learning rate that no network survives."""
-    training = {"epochs": 4, "batch_size": 8, "optimizer": "sgd", "lr": 1e-3, "max_grad_norm": None, "select": "last"}
-    made = recipe("fine-tune", model="test_vit", pretraining={"training": {**training, "lr": 30.0}})
+    """It starts from a network that says the same of all pictures, and learns next to nothing."""
+    model = vision.create("test_vit", classes=2, size=32)
+    state = model.state_dict() | {"norm.weight": torch.zeros_like(model.get_parameter("norm.weight"))}
+    safetensors.torch.save_file(state | {"norm.bias": torch.ones_like(state["norm.bias"])}, tmp_path / "w.safetensors")
+    training = {"epochs": 1, "batch_size": 8, "lr": 1e-8, "weight_decay": 0, "select": "last"}
+    start = {"weights": str(tmp_path / "w.safetensors"), "pretraining": {"training": training}}
     out, partial = folders(tmp_path)
-    found = pretrain(made, *data, "teacher", None, out, partial=partial, report=silent)
+    found = pretrain(
+        recipe("fine-tune", model="test_vit", **start), *data, "teacher", None, out, partial=partial, report=silent
+    )
     assert found.validation["feature_spread"] < 0.01
     assert found.notes[0].startswith("it collapsed")
     assert "it collapsed" in caplog.text
