@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from distilledge.pipeline.data.content import location
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import (
+    Adaptation,
     Checkpoint,
     ExportResult,
     Measurements,
@@ -30,7 +31,7 @@ from distilledge.pipeline.record import (
 )
 from distilledge.pipeline.steps import Step, needs_parent
 from distilledge.pipeline.store import Store, Stored
-from distilledge.pipeline.transfer import from_scratch
+from distilledge.pipeline.transfer import from_scratch, source_only
 
 if TYPE_CHECKING:
     from distilledge.pipeline.compress.stage import Climb
@@ -70,6 +71,15 @@ class Chain:
             return [s for s in self.samples(split) if s.calibration or not calibration], self.root, []
         pairs = [(s, row) for s, row in read_texts(directory, split) if s.calibration or not calibration]
         return [s for s, _ in pairs], directory, [row for _, row in pairs]
+
+    def calibration(self) -> tuple[list[Sample], Path, list[TextRow]]:
+        """What static int8 is calibrated on: of where the model will run."""
+        return self.inputs("train" if self.recipe.data.target is None else "target", calibration=True)
+
+    def compared(self) -> tuple[list[Sample], Path, list[TextRow]]:
+        """What torch and the files are compared on: validation, or the target's pictures that do not calibrate."""
+        free = [] if self.recipe.data.target is None else [s for s in self.samples("target") if not s.calibration]
+        return (free, self.root, []) if free else self.inputs("validation")
 
     @property
     def root(self) -> Path:
@@ -114,8 +124,9 @@ def _teacher(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
     from distilledge.pipeline.training.teacher import finetune
 
     scratch = step.kind == "scratch"
+    changed = {"scratch": from_scratch, "source-only": source_only}.get(step.kind)
     return finetune(
-        from_scratch(chain.recipe) if scratch else chain.recipe,
+        chain.recipe if changed is None else changed(chain.recipe),
         chain.splits,
         chain.done["data"].path,
         out,
@@ -133,6 +144,20 @@ def _transfer(chain: Chain, _step: Step, _out: Path, partial: Path) -> Transfer:
     assert teacher is not None
     assert scratch is not None
     return compare(chain.recipe, teacher, scratch, chain.inputs("test"), partial)
+
+
+def _adaptation(chain: Chain, _step: Step, _out: Path, partial: Path) -> Adaptation:
+    from distilledge.pipeline.training.compare import compare
+
+    teacher, plain = chain.trained("teacher"), chain.trained("source-only")
+    assert teacher is not None
+    assert plain is not None
+    own = chain.inputs("source-test")
+    return Adaptation(
+        method=chain.recipe.teacher.strategy.name,
+        target=compare(chain.recipe, teacher, plain, chain.inputs("test"), partial),
+        source=compare(chain.recipe, teacher, plain, own, partial) if own[0] else None,
+    )
 
 
 def _pretrain(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
@@ -183,7 +208,7 @@ def _export(chain: Chain, step: Step, out: Path, _partial: Path) -> ExportResult
             runtime=step.runtime,
             precisions=step.inputs["precisions"],
             saturates=step.inputs.get("saturates", False),
-            calibration=samples_of(*chain.inputs("train", calibration=True)),
+            calibration=samples_of(*chain.calibration()),
             out=out,
             climb=climb,
         )
@@ -201,7 +226,7 @@ def _climb(chain: Chain, step: Step) -> Iterator[Climb | None]:
     from distilledge.pipeline.inventory import opened
 
     budget = chain.recipe.budget_of(step.inputs["runtime"])
-    given, validation = chain.inputs("train", calibration=True), chain.inputs("validation")
+    given, validation = chain.calibration(), chain.inputs("validation")
     held_out = [*validation[0], *chain.samples("test")]
     with opened(chain.recipe.measure.device) as device:
         ground = Ground(chain.recipe, budget, device, validation[0], samples_of(*validation))
@@ -212,7 +237,7 @@ def _verify(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Parities:
     from distilledge.pipeline.benchmark import samples_of
     from distilledge.pipeline.verify import verify
 
-    compared = samples_of(*chain.inputs("validation")).spread(chain.recipe.verify.samples)
+    compared = samples_of(*chain.compared()).spread(chain.recipe.verify.samples)
     parities = []
     for exported in chain.exports():
         trained = chain.done[exported.value.role]
@@ -273,6 +298,8 @@ BUILDERS: dict[str, tuple[type[BaseModel], Callable[[Chain, Step, Path, Path], A
     "teacher": (Checkpoint, _teacher),
     "scratch": (Checkpoint, _teacher),
     "transfer": (Transfer, _transfer),
+    "source-only": (Checkpoint, _teacher),
+    "adaptation": (Adaptation, _adaptation),
     "student": (Checkpoint, _student),
     "control": (Checkpoint, _student),
     "export": (ExportResult, _export),

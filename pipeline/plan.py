@@ -19,6 +19,7 @@ SECONDS_PER_STAGE = {
     "verify": 30.0,
     "predict": 30.0,
     "transfer": 30.0,
+    "adaptation": 30.0,
     "score": 1.0,
     "gate": 5.0,
 }
@@ -56,9 +57,9 @@ def _row(recipe: Recipe, store: Store, step: Step, before: dict[str, Any] | None
 
 
 def _estimate(recipe: Recipe, step: Step) -> float | None:
-    if recipe.is_text and step.kind in ("pretrain", "teacher", "scratch", "student", "control"):
+    if recipe.is_text and step.kind in ("pretrain", "teacher", "scratch", "source-only", "student", "control"):
         return None  # what a hub name or a teacher's layers weigh is not known before they are there
-    if step.kind in ("teacher", "scratch", "student", "control"):
+    if step.kind in ("teacher", "scratch", "source-only", "student", "control"):
         model = recipe.teacher if step.role == "teacher" else recipe.student
         return _training_seconds(model.model, model.input.size, model.training, _pictures(recipe))
     if step.kind == "measure":

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 
 from distilledge.models.errors import UsageError
 from distilledge.pipeline.recipe import METRICS, Input, Recipe, Student, Teacher, Training
+from distilledge.pipeline.recipe_domain import domain, pictures_before
 from distilledge.pipeline.recipe_multitask import check_multitask
-from distilledge.pipeline.recipe_strategy import FeatureExtraction, arguments, is_default
+from distilledge.pipeline.recipe_strategy import ADAPTING, FeatureExtraction, arguments, is_default
 
 Found = Iterator[tuple[str, str]]
 """What is wrong, and the edit that mends it."""
@@ -203,8 +204,7 @@ def _task(recipe: Recipe) -> Found:
     for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
         if not single and (part.training.class_weights != "none" or part.training.sampling != "shuffle"):
             yield f"{role}.training balances classes, but a sample of {recipe.task} has several", "leave it out"
-        if not recipe.is_text and part.pretraining is not None:
-            yield f"{role}.pretraining is of text tasks", "leave it out"
+        yield from pictures_before(recipe, role, part.pretraining)
         if any(length > part.text.max_length for length in part.text.buckets):
             yield f"{role}.text.buckets are longer than max_length {part.text.max_length}", "raise max_length"
     if recipe.teacher.model == "teacher" or (recipe.student.model == "teacher" and not recipe.is_text):
@@ -242,7 +242,7 @@ def _strategy(recipe: Recipe) -> Found:
         yield f"teacher.strategy: {error.what}", error.hint
         return
     random = teacher.weights == "none" and teacher.pretraining is None
-    if random and chosen.name not in ("fine-tune", "discriminative"):
+    if random and chosen.name not in ("fine-tune", "discriminative", *ADAPTING):
         yield f"strategy {chosen.name} starts from random weights", "set teacher.weights"
     if not is_default(chosen) and teacher.training.freeze_backbone:
         yield "training.freeze_backbone and a strategy both say what is trained", "use feature-extraction"
@@ -297,6 +297,7 @@ CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _trainings,
     _strategy,
     _check_of_transfer,
+    domain,
     _targets,
     _units,
     _compress,

@@ -111,6 +111,20 @@ class Tickets(Value):
     seed: int = 0
 
 
+class Target(Value):
+    """Where the model will run, if the labelled pictures are of elsewhere: domain adaptation, of pictures."""
+
+    path: str
+    """Pictures of the target. With ``test``: a folder (searched through) or a manifest; no label is read. Without: a
+    folder or manifest with splits, of which ``test`` is scored on and the rest learned from without labels.
+    ``$NAME`` is expanded."""
+    test: str = ""
+    """Labelled pictures of the target, a folder with a folder per class or a manifest: scored on alone."""
+    source_only: bool = True
+    """With a strategy that adapts: train the same teacher without the target too, under the same budget, so that the
+    report says whether adaptation helped or hurt."""
+
+
 class Data(Value):
     path: str = "synthetic"
     """Pictures: a folder with a folder per class, manifest (.csv, .jsonl), Hugging Face directory or hub name.
@@ -144,6 +158,8 @@ class Data(Value):
     """Loader processes; 0 decodes in the training process."""
     synthetic: Synthetic = Synthetic()
     tickets: Tickets = Tickets()
+    target: Target | None = None
+    """Every score is then of the target's test part."""
     label_separator: str = "|"
     """Between the labels of one string, in multi-label-classification."""
     max_characters: Count = 100_000

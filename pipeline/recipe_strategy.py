@@ -14,7 +14,8 @@ from distilledge.pipeline.recipe_training import Lora
 
 class Strategy(Value):
     name: str = "fine-tune"
-    """A key of ``STRATEGIES``: fine-tune, discriminative, feature-extraction, progressive, l2-sp, ewc or lora."""
+    """A key of ``STRATEGIES``: fine-tune, discriminative, feature-extraction, progressive, l2-sp, ewc or lora;
+    with ``data.target`` dann, coral, mmd or adabn."""
     arguments: dict[str, float | int | bool | str] = {}
     """What the strategy takes; see docs/transfer.md."""
 
@@ -69,6 +70,36 @@ class EWC(Value):
     samples: Count = 200
 
 
+class Dann(Value):
+    weight: Positive = 1.0
+    """Times the schedule of the reversed gradient, which goes from 0 to 1 (Ganin et al. 2016, section 5.2.2)."""
+    gamma: Positive = 10.0
+    """How soon it is there."""
+    hidden: Count = 256
+    """Width of the domain classifier's two layers."""
+
+
+class Coral(Value):
+    weight: Positive = 100.0
+    """Of the distance of covariances (Sun & Saenko 2016, eq. 4). Large, because their distance over 4 d^2 is small."""
+
+
+class Mmd(Value):
+    weight: Positive = 1.0
+    """Of the squared maximum mean discrepancy."""
+    kernels: Count = 5
+    """Gaussians, each twice as wide as the one before it (Long et al. 2015)."""
+
+
+class AdaBn(Value):
+    samples: Annotated[int, Field(ge=2)] = 256
+    """Target pictures that the statistics are taken of, at most."""
+
+
+ADAPTING = ("dann", "coral", "mmd", "adabn")
+"""Strategies that need ``data.target``."""
+
+
 ARGUMENTS: dict[str, type[Value]] = {
     "fine-tune": FineTune,
     "discriminative": Discriminative,
@@ -77,6 +108,10 @@ ARGUMENTS: dict[str, type[Value]] = {
     "l2-sp": L2SP,
     "ewc": EWC,
     "lora": Lora,
+    "dann": Dann,
+    "coral": Coral,
+    "mmd": Mmd,
+    "adabn": AdaBn,
 }
 """Of each strategy; ``training.strategies.STRATEGIES`` has the same keys."""
 

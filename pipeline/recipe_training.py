@@ -128,12 +128,15 @@ class LossTerm(Value):
 
 
 class Pretraining(Value):
-    """Training as a language model on unlabelled text before the task (Gururangan et al. 2020)."""
+    """Training without labels before the task: of texts as a language model (Gururangan et al. 2020), of pictures on
+    two views of each (SimSiam, Chen & He 2021)."""
 
     corpus: str | None = None
-    """A text a line (.txt), or .csv, .jsonl or .parquet with the text column. Default: the texts of train."""
-    objective: Literal["auto", "mlm", "causal"] = "auto"
-    """``mlm``: masked language model (Devlin et al. 2019); ``causal``: next token, for decoders."""
+    """Pictures: a folder of more of them, beside the data's own. Texts: a text a line (.txt), or .csv, .jsonl or
+    .parquet with the text column. Default: the texts of train."""
+    objective: Literal["auto", "mlm", "causal", "simsiam"] = "auto"
+    """``mlm``: masked language model (Devlin et al. 2019); ``causal``: next token, for decoders;
+    ``simsiam``: of pictures, the only one."""
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the tokens that are masked."""
     losses: tuple[LossTerm, ...] = ()

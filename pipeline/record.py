@@ -14,7 +14,8 @@ from distilledge.pipeline.stats import Estimate
 from distilledge.targets.base import Exported, Measurement, Predictions
 from distilledge.targets.protocol import Audit, Energy, ScenarioRun, Tries
 
-Split = Literal["train", "validation", "test", "unlabelled"]
+Split = Literal["train", "validation", "test", "unlabelled", "target", "source-test"]
+"""With ``data.target``, ``test`` is the target's, ``target`` its pictures without labels: see ``data.target``."""
 Role = Literal["teacher", "student", "control"]
 
 
@@ -93,6 +94,8 @@ class Checkpoint(Value):
     precision: str
     skipped_steps: int = 0
     """Steps left out because their loss was not finite (``on_nan: skip``)."""
+    notes: tuple[str, ...] = ()
+    """What else is to be said of it, in sentences."""
 
 
 class Transfer(Value):
@@ -108,6 +111,18 @@ class Transfer(Value):
     """McNemar, exact."""
     outcome: Literal["helped", "hurt", "undecided"]
     """By whether the interval of the gain lies above 0, below it, or holds it."""
+
+
+class Adaptation(Value):
+    """What adapting the teacher to the target was worth. Of each ``Transfer``, ``scratch`` is the same teacher trained
+    on the source alone.
+    """
+
+    method: str
+    target: Transfer
+    """On the target's test part."""
+    source: Transfer | None
+    """On the source's, which adaptation may cost something."""
 
 
 class Rung(Value):

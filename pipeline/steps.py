@@ -6,20 +6,20 @@ what ``run`` would do.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilledge.models.errors import RejectedError, UsageError
-from distilledge.pipeline.data.content import content_hash, label_inputs, unlabelled_hash
+from distilledge.models.errors import UsageError
+from distilledge.pipeline.data.content import content_hash, label_inputs, target_inputs, unlabelled_hash
 from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.recipe import ExportTarget, Measure, Recipe, Student, Teacher, Units
 from distilledge.pipeline.recipe_multitask import gate_inputs, multitask_inputs, without_tasks
 from distilledge.pipeline.record import Role
-from distilledge.pipeline.step_packages import TEXT_PACKAGES, export_packages, package_versions, training_packages
+from distilledge.pipeline.step_packages import export_packages, package_versions, training_packages
 from distilledge.pipeline.store import fingerprint
-from distilledge.pipeline.transfer import TRANSFER, from_scratch, strategy_inputs
+from distilledge.pipeline.transfer import TRANSFER, compares_domains, from_scratch, source_only, strategy_inputs
+from distilledge.pipeline.weights_hash import file_hash, weights_hash
 from distilledge.targets.base import RuntimeName
 from distilledge.targets.saturation import saturates
 
@@ -30,6 +30,8 @@ VERSIONS = {
     "control": 2,
     "scratch": 1,
     "transfer": 1,
+    "source-only": 1,
+    "adaptation": 1,
     "pretrain": 1,
     "export": 1,
     "verify": 3,
@@ -77,18 +79,9 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     predicts = [_predict(data, e, elsewhere | _units(recipe, e.runtime, device_card)) for e in exports]
     score = _step("score", "score", {p.name: p.fingerprint for p in predicts})
     gate = _step("gate", "gate", _gate_inputs(recipe, score, measure))
-    checked = _transfer(recipe, data, teacher, first)
+    checked = (*_transfer(recipe, data, teacher, first), *_adaptation(recipe, data, teacher, first))
     models = [step for step in (first, teacher, *checked, second, *trained[1:]) if step is not None]
     return (data, *models, *exports, verify, measure, *predicts, score, gate)
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _step(
@@ -98,7 +91,9 @@ def _step(
 
 
 def _data_inputs(recipe: Recipe) -> dict[str, Any]:
-    fields = recipe.data.model_dump(mode="json", exclude={"cache", "workers", "path", *OTHER_DATA[recipe.is_text]})
+    fields = recipe.data.model_dump(
+        mode="json", exclude={"cache", "workers", "path", "target", *OTHER_DATA[recipe.is_text]}
+    )
     without_tasks(recipe.data, fields)
     if not recipe.is_text:
         fields["columns"] = {k: v for k, v in fields["columns"].items() if k not in TEXT_COLUMNS}
@@ -108,6 +103,8 @@ def _data_inputs(recipe: Recipe) -> dict[str, Any]:
     if recipe.distill.unlabelled:
         place = str(Path(expand(recipe.distill.unlabelled)).resolve())  # its pictures are recorded by absolute path
         inputs["unlabelled"] = {"path": place, "content": unlabelled_hash(recipe.distill.unlabelled)}
+    if recipe.data.target is not None:
+        inputs["target"] = target_inputs(recipe.data)
     return inputs
 
 
@@ -125,16 +122,16 @@ def _model_inputs(recipe: Recipe, model: Teacher | Student) -> dict[str, Any]:
     inputs = {
         **model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *TRANSFER, *other}),
         **strategy_inputs(model),
-        "weights": _weights_hash(model.weights),
+        "weights": weights_hash(model.weights),
     }
     tokenizer = model.text.tokenizer
     if recipe.is_text:
-        inputs["tokenizer"] = tokenizer if tokenizer in ("model", "teacher", "train") else _weights_hash(tokenizer)
+        inputs["tokenizer"] = tokenizer if tokenizer in ("model", "teacher", "train") else weights_hash(tokenizer)
     return inputs
 
 
 def _teacher_pretraining(recipe: Recipe, data: Step) -> Step | None:
-    if recipe.teacher.pretraining is None or not recipe.is_text:
+    if recipe.teacher.pretraining is None:
         return None
     inputs = _language_inputs(recipe, data, recipe.teacher)
     return _step("pretrain-teacher", "pretrain", inputs, role="teacher")
@@ -142,37 +139,26 @@ def _teacher_pretraining(recipe: Recipe, data: Step) -> Step | None:
 
 def _student_pretraining(recipe: Recipe, data: Step, teacher: Step) -> Step | None:
     """``teacher``: its language model, or, where it has none, itself, whose layers and tokenizer may be wanted."""
-    if recipe.student.pretraining is None or not recipe.is_text:
+    if recipe.student.pretraining is None:
         return None
-    inputs = _language_inputs(recipe, data, recipe.student) | {"teacher": teacher.fingerprint}
+    inputs = _language_inputs(recipe, data, recipe.student)
+    if recipe.is_text:
+        inputs |= {"teacher": teacher.fingerprint}
     return _step("pretrain-student", "pretrain", inputs)
 
 
 def _language_inputs(recipe: Recipe, data: Step, model: Teacher | Student) -> dict[str, Any]:
     assert model.pretraining is not None
     corpus = model.pretraining.corpus
+    later = {"training"} if recipe.is_text else {"training", "strategy"}
     return {
         "data": data.fingerprint,
-        "model": {k: v for k, v in _model_inputs(recipe, model).items() if k != "training"},
+        "model": {k: v for k, v in _model_inputs(recipe, model).items() if k not in later},
         "pretraining": model.pretraining.model_dump(mode="json", exclude={"corpus"}),
-        "corpus": corpus and _weights_hash(corpus),
+        "corpus": corpus and (weights_hash if recipe.is_text else unlabelled_hash)(corpus),
         "seed": recipe.seed,
-        "packages": package_versions(TEXT_PACKAGES),
+        "packages": package_versions(training_packages(recipe)),
     }
-
-
-def _weights_hash(weights: str) -> str:
-    if weights in ("hub", "none"):
-        return weights
-    path = Path(expand(weights))
-    if path.is_dir():  # of transformers: what a network and its tokenizer are read from
-        names = sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".txt", ".bin", ".model"))
-        return hashlib.sha256("".join(f"{p.name} {file_hash(p)}\n" for p in names).encode()).hexdigest()
-    if not path.is_file():
-        raise RejectedError(
-            "E3090", f"weights file not found: {weights}", "set `weights` to a .safetensors file, `hub` or `none`"
-        )
-    return file_hash(path)
 
 
 def _teacher_inputs(recipe: Recipe, data: Step, language: Step | None) -> dict[str, Any]:
@@ -195,6 +181,16 @@ def _transfer(recipe: Recipe, data: Step, teacher: Step, language: Step | None) 
     inputs = {"teacher": teacher.fingerprint, "scratch": scratch.fingerprint, "data": data.fingerprint}
     judged = {"metric": recipe.metric, "seed": recipe.seed}
     return (scratch, _step("transfer", "transfer", {**inputs, **judged}, role="teacher"))
+
+
+def _adaptation(recipe: Recipe, data: Step, teacher: Step, first: Step | None) -> tuple[Step, ...]:
+    """The teacher that never saw the target, and the comparison."""
+    if not compares_domains(recipe):
+        return ()
+    plain = _step("source-only", "source-only", _teacher_inputs(source_only(recipe), data, first), role="teacher")
+    inputs = {"teacher": teacher.fingerprint, "source_only": plain.fingerprint, "data": data.fingerprint}
+    judged = {"metric": recipe.metric, "seed": recipe.seed, "method": recipe.teacher.strategy.name}
+    return (plain, _step("adaptation", "adaptation", {**inputs, **judged}, role="teacher"))
 
 
 def _taught_inputs(recipe: Recipe, teacher: Step, language: Step | None) -> dict[str, Any]:

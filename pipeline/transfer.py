@@ -6,7 +6,7 @@ from typing import Any
 
 from distilledge.pipeline.data.content import unlabelled_hash
 from distilledge.pipeline.recipe import Recipe, Student, Teacher
-from distilledge.pipeline.recipe_strategy import Strategy, is_default
+from distilledge.pipeline.recipe_strategy import ADAPTING, Strategy, is_default
 
 TRANSFER = {"strategy", "check_transfer", "require_positive_transfer"}
 """Fields of a teacher that change nothing where they are not used."""
@@ -21,6 +21,31 @@ def strategy_inputs(model: Teacher | Student) -> dict[str, Any]:
     if source:
         fields["arguments"]["source"] = unlabelled_hash(source)
     return {"strategy": fields}
+
+
+def last_epoch(recipe: Recipe) -> Recipe:
+    """The recipe whose teacher is kept as its last epoch left it, where it adapts to a target.
+
+    The best epoch by the source's validation would be an early one, before the domains were brought together; of the
+    target there are no labels to choose by.
+    """
+    own = recipe.teacher
+    if own.strategy.name not in ADAPTING:
+        return recipe
+    training = own.training.model_copy(update={"select": "last"})
+    return recipe.model_copy(update={"teacher": own.model_copy(update={"training": training})})
+
+
+def source_only(recipe: Recipe) -> Recipe:
+    """The recipe with the same teacher trained on the source alone, under the same budget."""
+    own = last_epoch(recipe).teacher
+    return recipe.model_copy(update={"teacher": own.model_copy(update={"strategy": Strategy()})})
+
+
+def compares_domains(recipe: Recipe) -> bool:
+    """Whether the teacher is adapted to a target and is to be compared with one that is not."""
+    target = recipe.data.target
+    return target is not None and target.source_only and recipe.teacher.strategy.name in ADAPTING
 
 
 def from_scratch(recipe: Recipe) -> Recipe:

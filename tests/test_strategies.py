@@ -22,6 +22,7 @@ from distilledge.pipeline import transfer as chain
 from distilledge.pipeline.chain import Chain
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_check import check_recipe
+from distilledge.pipeline.recipe_data import Target
 from distilledge.pipeline.report.fits import fit_words, transfer_words
 from distilledge.pipeline.run import _raise_transfer
 from distilledge.pipeline.steps import steps
@@ -57,7 +58,9 @@ def test_every_strategy_has_its_arguments() -> None:
     assert list(STRATEGIES) == list(recipe_strategy.ARGUMENTS)
     for name in STRATEGIES:
         arguments = {"source": "."} if name == "ewc" else {}
-        check_recipe(teacher({"name": name, "arguments": arguments}))
+        made = teacher({"name": name, "arguments": arguments})
+        target = {"target": Target(path=".")} if name in recipe_strategy.ADAPTING else {}
+        check_recipe(made.model_copy(update={"data": made.data.model_copy(update=target)}))
 
 
 def test_a_bare_name_is_a_strategy_and_the_default_is_in_no_fingerprint() -> None:

@@ -15,8 +15,10 @@ from distilledge.targets.ranges import Observed
 
 
 def check_own(chosen: Sequence[Sample], others: Sequence[Sample]) -> None:
-    """Raise ``RejectedError`` where a calibration picture is not of train, or is one of ``others`` by content."""
-    foreign = [s.path for s in chosen if s.split != "train"]
+    """Raise ``RejectedError`` where a calibration picture is not of train (or of a target, without labels), or is one
+    of ``others`` by content.
+    """
+    foreign = [s.path for s in chosen if s.split not in ("train", "target")]
     if foreign:
         what = f"calibration pictures that are not of the training split: {foreign[0]} and {len(foreign) - 1} more"
         raise RejectedError("E3060", what, "run again without the store's data stage: distilledge run --work NEW")
@@ -38,7 +40,7 @@ def audit(chosen: Sequence[Sample], classes: Sequence[str], seen: Mapping[str, O
     return CalibrationAudit(
         pictures=len(chosen),
         per_class={name: counts[name] for name in classes},
-        missing=tuple(name for name in classes if not counts[name]),
+        missing=tuple(name for name in classes if counts and not counts[name]),
         manifest_sha256=hashlib.sha256("\n".join(sorted(s.sha256 for s in chosen)).encode()).hexdigest(),
         instability=float(np.median(list(shifts.values()))) if shifts else None,
         unstable_tensor=worst,

@@ -52,7 +52,7 @@ def check_bad(
     totals = Counter(str(row.split or "train") for row in rows)
     counts = Counter(b.split or "train" for b in bad)
     for split, count in counts.items():
-        share = float(getattr(limits, "train" if split == "unlabelled" else split))
+        share = float(getattr(limits, "train" if split in ("unlabelled", "target") else split))
         if count > share * totals[split]:
             some = few([f"{shown(b.path)}: {b.reason}" for b in bad if (b.split or "train") == split])
             what = f"{count} of {totals[split]} {split} {noun} cannot be used, more than {share:.1%}: {some}"

@@ -81,6 +81,22 @@ def unlabelled_hash(path: str) -> str:
     return _hash_files(source.root, [row.path for row in source.rows])
 
 
+def target_data(data: Data, place: str) -> Data:
+    """``data`` as if a part of its target were all there is."""
+    return data.model_copy(update={"path": place, "format": "auto", "target": None})
+
+
+def target_inputs(data: Data) -> dict[str, dict[str, str]]:
+    """What a target is to a step's fingerprint: contents, and places, because its pictures have absolute paths."""
+    assert data.target is not None
+    places = {"path": data.target.path, "test": data.target.test}
+    return {
+        name: {"place": str(Path(expand(place)).resolve()), "content": content_hash(target_data(data, place))}
+        for name, place in places.items()
+        if place
+    }
+
+
 def _manifest_paths(file: Path, data: Data) -> list[str]:
     header, records = read(file)
     column = check_columns(str(file), header, data.columns, needed_columns(data))["path"]

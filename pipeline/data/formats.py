@@ -59,19 +59,18 @@ def folder(data: Data, out: Path) -> Listing:  # noqa: ARG001 (one signature for
     return Listing("folder", root.resolve(), sorted(rows), shown(root), notes=_notes(loops, ignored))
 
 
-def list_unlabelled(path: str) -> Listing:
-    """All pictures under a folder, for distillation without labels. ``$NAME`` is expanded; raises RejectedError."""
+def list_unlabelled(path: str, place: str = "distill.unlabelled") -> Listing:
+    """All pictures under a folder, for training without labels. ``$NAME`` is expanded; raises RejectedError.
+
+    ``place``: the recipe's field, for messages.
+    """
     root = Path(expand(path))
     if not root.is_dir():
-        raise RejectedError(
-            "E3102", f"distill.unlabelled: no such folder: {shown(root)}", "give a folder with pictures in it"
-        )
+        raise RejectedError("E3102", f"{place}: no such folder: {shown(root)}", "give a folder with pictures in it")
     loops: list[str] = []
     rows = [Row(name, None, None, "unlabelled") for name in _files(root, "", loops)]
     if not rows:
-        raise RejectedError(
-            "E3102", f"distill.unlabelled: no pictures in {shown(root)}", "give a folder with pictures in it"
-        )
+        raise RejectedError("E3102", f"{place}: no pictures in {shown(root)}", "give a folder with pictures in it")
     return Listing("folder", root.resolve(), sorted(rows), shown(root), notes=_notes(loops, []))
 
 

@@ -17,6 +17,7 @@ from distilledge.pipeline.data.judge import calibrate, comparable, cut, digest, 
 from distilledge.pipeline.data.labels import check_labels, counts_of, heads_of, indices, whole, write_labels
 from distilledge.pipeline.data.listing import Finding, Listing, Row, shown
 from distilledge.pipeline.data.pictures import Facts, examine_all, gray
+from distilledge.pipeline.data.target import join
 from distilledge.pipeline.recipe import Data
 from distilledge.pipeline.recipe_multitask import tasks
 from distilledge.pipeline.record import Sample, Splits
@@ -76,8 +77,12 @@ def prepare(
         findings += audit.check_leakage(looked.rows, looked.keys, alike.copies, allowed=data.allow_leakage)
         looked = looked._replace(rows=_split(looked, alike, data, seed, source.source))
         findings += audit.near_findings(looked.rows, alike.near, cut=alike.cut)
-        chosen, more = calibrate(looked.rows, data.calibration, seed)
-        findings += more
+        if data.target is None:
+            chosen, more = calibrate(looked.rows, data.calibration, seed)
+            findings += more
+        else:
+            joined = join(data, looked, source.root, spec, findings, report=report, seed=seed)
+            looked, chosen = Looked(*joined[:3]), joined.chosen
     except DistilledgeError as error:
         findings.append(Finding(kind=error.code, severity="error", count=1, message=error.what))
         _write_audit(report, findings, looked)

@@ -17,6 +17,7 @@ from distilledge.pipeline.evidence import Evidence, gather_evidence
 from distilledge.pipeline.outcomes import read_all
 from distilledge.pipeline.profile import SHOWN, read_profiles
 from distilledge.pipeline.record import (
+    Adaptation,
     Checkpoint,
     ExportResult,
     Measurements,
@@ -34,7 +35,7 @@ from distilledge.pipeline.record import (
 )
 from distilledge.pipeline.report import answers, results, text_answers
 from distilledge.pipeline.report.answers import Pair, Pictures
-from distilledge.pipeline.report.fits import fit_words
+from distilledge.pipeline.report.fits import fit_words, notes
 from distilledge.pipeline.report.protocol import protocol_content
 from distilledge.pipeline.report.task_content import TaskContent
 from distilledge.pipeline.report.tasks import task_content
@@ -101,7 +102,11 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         teacher_worth=answers.teacher_worth(evidence),
         tasks=_tasks(run, stages),
         transfer=_read(run, "transfer", Transfer),
-        fits=tuple(fit_words(c.role, _json_lines(run.directory(c.role) / "curves.jsonl")) for c in stages.checkpoints),
+        adaptation=_read(run, "adaptation", Adaptation),
+        fits=(
+            *(fit_words(c.role, _json_lines(run.directory(c.role) / "curves.jsonl")) for c in stages.checkpoints),
+            *notes(stages.checkpoints, [_read(run, f"pretrain-{role}", Checkpoint) for role in ("teacher", "student")]),
+        ),
         parities=stages.parities.items,
         tokenizers=_tokenizers(run, stages) if run.recipe.is_text else (),
         ledgers=tuple((e.runtime, e.ledger) for e in stages.exports if e.ledger is not None),

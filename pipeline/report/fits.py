@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distilledge.pipeline.record import Transfer
+from distilledge.pipeline.record import Adaptation, Checkpoint, Transfer
 from distilledge.pipeline.report.vocabulary import ReportContent
 
 RISE, FALL = 0.05, 0.02
@@ -14,7 +14,15 @@ RISE, FALL = 0.05, 0.02
 
 def training_words(content: ReportContent) -> tuple[str, ...]:
     """Lines for the report, one for each training, and the verdict on transfer."""
-    return (*content.fits, *([transfer_words(content.transfer)] if content.transfer else []))
+    transfer = [transfer_words(content.transfer)] if content.transfer else []
+    adaptation = [adaptation_words(content.adaptation)] if content.adaptation else []
+    return (*content.fits, *transfer, *adaptation)
+
+
+def notes(trained: Sequence[Checkpoint], pretrained: Sequence[Checkpoint | None]) -> list[str]:
+    """What the trainings noted of themselves, each with its name before it."""
+    before = [f"pretraining of the {c.role}: {note}." for c in pretrained if c is not None for note in c.notes]
+    return [*before, *(f"{c.role}: {note}." for c in trained for note in c.notes)]
 
 
 def fit_words(role: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -51,11 +59,25 @@ def transfer_words(found: Transfer) -> str:
     return f"{words[found.outcome]}: {gain_words(found)}."
 
 
-def gain_words(found: Transfer) -> str:
+def adaptation_words(found: Adaptation) -> str:
+    """Helped, hurt or undecided on the target, and what it cost on the source."""
+    words = {
+        "helped": "helped",
+        "hurt": "hurt (negative transfer): the teacher is better without it",
+        "undecided": "is not shown to help or to hurt",
+    }
+    beside = "the same teacher trained on the source alone"
+    source = found.source
+    cost = f" On the source's own test part: {gain_words(source, beside)}." if source else ""
+    said = f"Adaptation to the target by {found.method} {words[found.target.outcome]}"
+    return f"{said}. On the target's test part: {gain_words(found.target, beside)}.{cost}"
+
+
+def gain_words(found: Transfer, beside: str = "the same model from random weights") -> str:
     """The paired difference with its interval."""
     name = found.metric.replace("_", " ")
     return (
-        f"the teacher has {100 * found.teacher.value:.1f} % {name}, the same model from random weights "
+        f"the teacher has {100 * found.teacher.value:.1f} % {name}, {beside} "
         f"{100 * found.scratch.value:.1f} %: {found.gain.value:+.1f} points "
         f"[{found.gain.low:+.1f}, {found.gain.high:+.1f}] on {found.samples} test samples (McNemar p = "
         f"{found.p_value:.2g})"

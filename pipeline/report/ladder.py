@@ -81,11 +81,14 @@ def audits(content: ReportContent) -> list[str]:
 def _audit(runtime: str, ledger: Ledger) -> str:
     found = ledger.audit
     counts = ", ".join(f"{name} {n}" for name, n in found.per_class.items())
+    labelled = any(found.per_class.values())
+    where = f"training split ({counts})" if labelled else "target's pictures without labels"
     words = (
         f"{runtime}: decided on {ledger.pictures:,} validation pictures; calibrated on {found.pictures} of the "
-        f"training split ({counts}), none of them in validation or test; manifest {found.manifest_sha256[:12]}."
+        f"{where}, none of them in validation or test; manifest {found.manifest_sha256[:12]}."
     )
-    words += f" Without a picture: {', '.join(found.missing)}." if found.missing else " Every class is covered."
+    words += f" Without a picture: {', '.join(found.missing)}." if found.missing else ""
+    words += " Every class is covered." if labelled and not found.missing else ""
     return words + _stability(found)
 
 

@@ -8,7 +8,7 @@ from distilledge.models.base import Value
 from distilledge.pipeline.compress.ledger import Ledger
 from distilledge.pipeline.gate import Outcome
 from distilledge.pipeline.recipe import MetricName, Recipe
-from distilledge.pipeline.record import Checkpoint, Parity, Transfer, Verdict
+from distilledge.pipeline.record import Adaptation, Checkpoint, Parity, Transfer, Verdict
 from distilledge.pipeline.report.protocol import ProtocolContent
 from distilledge.pipeline.report.task_content import TaskContent
 from distilledge.pipeline.stats import Bin, Estimate
@@ -262,6 +262,8 @@ class ReportContent(Value):
     """Of several tasks; all else is then of the primary one."""
     transfer: Transfer | None = None
     """None where the recipe does not ask for the comparison."""
+    adaptation: Adaptation | None = None
+    """None where the teacher is adapted to no target."""
     fits: tuple[str, ...] = ()
     """A sentence on each training: whether it overfitted, and which epoch was kept."""
     parities: tuple[Parity, ...]

@@ -13,10 +13,12 @@ from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import Checkpoint, Splits, read_samples
 from distilledge.pipeline.training import many
+from distilledge.pipeline.training.adaptation import where_it_runs
 from distilledge.pipeline.training.counters import PROJECTIONS, weights_drawn
 from distilledge.pipeline.training.environment import resolve_precision
 from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.objective import Guide, Objective, feature_tap
+from distilledge.pipeline.training.picture_pretrain import start_from
 from distilledge.pipeline.training.picture_stage import class_weights, describe, input_spec, make_feed, new_model
 from distilledge.pipeline.training.stage import Stage, Taught, run_stage
 from distilledge.pipeline.training.tasks import check_processes, make_loss
@@ -41,7 +43,7 @@ def distill(  # noqa: PLR0913 (what a stage is given, by name)
 
     Without one it is the control: same start, epochs, seeds and views, labels alone. Samples without labels are added
     where there is a teacher. Text: ``parent`` is the teacher whose tokenizer or layers the student (and the control)
-    starts from, ``pretrained`` the student's own language model, ``language`` the teacher's.
+    starts from, ``pretrained`` what the student itself was trained on before, ``language`` the teacher's.
     """
     processes = many.process_count(recipe.student.training)
     check_processes(recipe, processes)
@@ -64,23 +66,26 @@ def distill(  # noqa: PLR0913 (what a stage is given, by name)
         from distilledge.pipeline.training.text_stage import train_student
 
         return train_student(stage, taught_by, parent=parent, pretrained=pretrained, language=language)
-    return _on_pictures(stage, taught_by)
+    return _on_pictures(stage, taught_by, pretrained)
 
 
-def _on_pictures(stage: Stage, taught_by: Taught | None) -> Checkpoint:
+def _on_pictures(stage: Stage, taught_by: Taught | None, pretrained: Taught | None) -> Checkpoint:
     view_size = max(stage.recipe.teacher.input.size, stage.recipe.student.input.size)
     samples = stage.train_samples
     weights = class_weights(stage, samples)
-    student = new_model(stage)
+    student = start_from(new_model(stage), pretrained)
     to_input = ToInput(input_spec(stage))
     if taught_by is None:
         loss = make_loss(stage, student, samples, weights)
         objective = Objective(student, to_input, loss)
     else:
         objective = _taught(stage, student, to_input, weights, taught_by)
-        samples = samples + read_samples(stage.data_dir, "unlabelled")
+        samples = samples + read_samples(stage.data_dir, "unlabelled") + read_samples(stage.data_dir, "target")
     feed = make_feed(stage, samples, view_size)
-    return run_stage(stage, objective, feed, describe(stage, student, view_size, len(samples)))
+    made = describe(stage, student, view_size, len(samples))
+    if taught_by is not None and stage.recipe.data.target is not None:
+        made = where_it_runs(stage, made, student, taught_by)
+    return run_stage(stage, objective, feed, made)
 
 
 def _taught(

@@ -23,10 +23,12 @@ class Batch(NamedTuple):
     """Ids (N, M) for a teacher with another tokenizer."""
     answers: Tensor | None = None
     """The teacher's logits (N, C), where it was asked beforehand."""
+    progress: float = 0.0
+    """Share of the training's steps that are done, where a loss depends on it."""
 
     def part(self, rows: slice) -> Batch:
-        theirs, answers = (None if tensor is None else tensor[rows] for tensor in self[2:])
-        return Batch(self.inputs[rows], self.targets[rows], theirs, answers)
+        theirs, answers = (None if tensor is None else tensor[rows] for tensor in (self.guide_inputs, self.answers))
+        return Batch(self.inputs[rows], self.targets[rows], theirs, answers, self.progress)
 
 
 def mix(batch: Batch, augment: Augment, random: np.random.Generator) -> Batch:

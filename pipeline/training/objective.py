@@ -64,7 +64,8 @@ class Objective(nn.Module):
     """``loss`` of the model's outputs, and of the guide's for the same views; without a guide, of the labels alone.
 
     ``task`` says which rows of the outputs are compared with which targets; ``tuning``, which parts are trained (None:
-    by the training's settings); ``penalty`` is added to the loss.
+    by the training's settings); ``penalty`` is added to the loss, and so is ``auxiliary``, a function of the embedding,
+    the targets and the share of the training that is done, with parameters of its own.
     """
 
     def __init__(
@@ -78,13 +79,14 @@ class Objective(nn.Module):
         task: str = "image-classification",
         tuning: Tuning | None = None,
         penalty: Penalty | None = None,
+        auxiliary: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.model, self.to_input, self.loss = model, to_input, loss
         self._guides = () if guide is None else (guide,)  # in a tuple, so that it is no submodule
         self._tap = tap or feature_tap(model, loss, "student")
         self.task: Task = TASKS[task]
-        self.tuning, self.penalty = tuning, penalty
+        self.tuning, self.penalty, self.auxiliary = tuning, penalty, auxiliary
 
     @property
     def guide(self) -> Guide | None:
@@ -106,6 +108,8 @@ class Objective(nn.Module):
         with torch.autocast(batch.inputs.device.type, enabled=False):
             targets = self.task.rows(ours.logits, batch.targets)[1]
             total: Tensor = self.loss(self._rows(ours, batch.targets), theirs, targets)["total"]
+            if self.auxiliary is not None:
+                total = total + self.auxiliary(ours.embedding, batch.targets, batch.progress)
             return total if self.penalty is None else total + self.penalty(self.model)
 
     def _theirs(self, batch: Batch, where: Tensor | None) -> Outputs | None:
@@ -121,7 +125,9 @@ class Objective(nn.Module):
 
     def extra_parameters(self) -> Iterator[nn.Parameter]:
         """Learned parts of the losses."""
-        return self.loss.parameters()
+        yield from self.loss.parameters()
+        if self.auxiliary is not None:
+            yield from self.auxiliary.parameters()
 
 
 def answer(model: nn.Module, inputs: Tensor, where: Tensor | None) -> Tensor:

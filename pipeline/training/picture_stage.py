@@ -73,10 +73,10 @@ def make_feed(stage: Stage, samples: list[Sample], view_size: int) -> PictureFee
     view_spec = replace(spec, height=view_size, width=view_size)
     rule = ViewRule(view_spec, stage.settings.augment, stage.recipe.seed)
     feed = PictureFeed(
-        views=Views(_pictures(stage, samples, view_spec, fitted=False), rule),
+        views=Views(pictures_of(stage, samples, view_spec, fitted=False), rule),
         labels=np.array([s.label for s in samples], np.int64),
         names=tuple(s.path for s in samples),
-        validation=_pictures(stage, validation, spec, fitted=True),
+        validation=pictures_of(stage, validation, spec, fitted=True),
         validation_labels=np.array([s.label for s in validation], np.int64),
         classes=len(stage.splits.classes),
         workers=stage.recipe.data.workers,
@@ -86,7 +86,7 @@ def make_feed(stage: Stage, samples: list[Sample], view_size: int) -> PictureFee
     return with_tasks(stage, feed, samples, validation)
 
 
-def _pictures(stage: Stage, samples: list[Sample], spec: InputSpec, *, fitted: bool) -> Pictures:
+def pictures_of(stage: Stage, samples: list[Sample], spec: InputSpec, *, fitted: bool) -> Pictures:
     files = FromFiles(samples, data_root(stage.splits, stage.data_dir), spec, fitted=fitted)
     if not stage.recipe.data.cache:
         return files

@@ -1,4 +1,4 @@
-"""A language model before the task: the teacher's on a corpus of its field, the student's taught by the teacher's.
+"""What is trained before the task: of texts a language model, the student's taught by the teacher's.
 
 Domain-adaptive pretraining (Gururangan et al. 2020); task-agnostic distillation (Sanh et al. 2019).
 """
@@ -38,12 +38,17 @@ def pretrain(
     report: Report,
     parent: Taught | None = None,
 ) -> Checkpoint:
-    """Train the language model of ``role``; the student's on the answers of ``taught_by``, the teacher's.
+    """Train the language model of ``role``; the student's on the answers of ``taught_by``, the teacher's. Of pictures
+    see ``picture_pretrain``.
 
     ``parent``: the network that a student made of the teacher's layers starts from. Raises what ``loop.train`` raises.
     """
     part = recipe.teacher if role == "teacher" else recipe.student
     assert part.pretraining is not None
+    if not recipe.is_text:
+        from distilledge.pipeline.training.picture_pretrain import pretrain_pictures
+
+        return pretrain_pictures(recipe, splits, data_dir, role, out, partial=partial, report=report)
     processes = many.process_count(part.pretraining.training)
     if processes > 1:
         job = many.Job(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ class Made:
     """What else the training depends on: a saved state with another is not gone on from."""
     finished: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
     """The kept state as it is saved: adapters are merged here."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences for the report, which ``finished`` adds to."""
 
 
 def run_stage(stage: Stage, objective: Objective, feed: Feed, made: Made) -> Checkpoint:
@@ -129,6 +131,7 @@ def write(stage: Stage, made: Made, trained: Trained) -> Checkpoint:
         samples_per_second=trained.samples_per_second,
         precision=resolve_precision(stage.settings),
         skipped_steps=trained.skipped_steps,
+        notes=tuple(made.notes),
     )
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from distilledge.models import penalties, text_lora, transfer, vision_lora
+from distilledge.models import domains, penalties, text_lora, transfer, vision_lora
+from distilledge.models.domains import Dann, Distance
 from distilledge.models.errors import UsageError
+from distilledge.models.features import FeatureTap
 from distilledge.models.losses_total import DistillationLoss
 from distilledge.models.penalties import Penalty
 from distilledge.models.text_net import TextNet
@@ -21,6 +24,7 @@ from distilledge.models.transfer import Tuning
 from distilledge.pipeline import recipe_strategy as given
 from distilledge.pipeline.recipe_training import Lora
 from distilledge.pipeline.record import Checkpoint
+from distilledge.pipeline.training import adaptation
 from distilledge.pipeline.training.counters import ADAPTERS, weights_drawn
 from distilledge.pipeline.training.feed import Feed
 from distilledge.pipeline.training.fisher import source_fisher
@@ -57,6 +61,8 @@ class Change:
     """Where nothing is left to be trained."""
     architecture: dict[str, Any] | None = None
     """Added to the checkpoint's."""
+    auxiliary: nn.Module | None = None
+    """A loss of the embedding."""
 
 
 def teach(
@@ -78,10 +84,11 @@ def teach(
         change.model or subject.model,
         change.to_input or subject.to_input,
         loss,
-        tap=tap,
+        tap=FeatureTap(subject.model, embedding=True) if change.auxiliary is not None else tap,
         task=task,
         tuning=change.tuning,
         penalty=change.penalty,
+        auxiliary=change.auxiliary,
     )
     return run_stage(stage, objective, change.feed or subject.feed, made)
 
@@ -143,6 +150,28 @@ def feature_extraction(subject: Subject, arguments: given.FeatureExtraction) -> 
     )
 
 
+def dann(subject: Subject, arguments: given.Dann) -> Change:
+    feed = adaptation.domain_feed(subject.stage, subject.feed, "dann")
+    width = adaptation.head_width(subject.model)
+    with weights_drawn(subject.stage.recipe.seed, adaptation.DOMAINS):
+        classifier = Dann(width, hidden=arguments.hidden, weight=arguments.weight, gamma=arguments.gamma)
+    return Change(feed=feed, auxiliary=classifier)
+
+
+def coral(subject: Subject, arguments: given.Coral) -> Change:
+    feed = adaptation.domain_feed(subject.stage, subject.feed, "coral")
+    return Change(feed=feed, auxiliary=Distance(domains.coral, arguments.weight))
+
+
+def mmd(subject: Subject, arguments: given.Mmd) -> Change:
+    feed = adaptation.domain_feed(subject.stage, subject.feed, "mmd")
+    return Change(feed=feed, auxiliary=Distance(partial(domains.mmd, kernels=arguments.kernels), arguments.weight))
+
+
+def adabn(subject: Subject, arguments: given.AdaBn) -> Change:
+    return Change(finished=adaptation.with_target_statistics(subject.stage, subject.model, arguments.samples))
+
+
 STRATEGIES: dict[str, Callable[[Subject, Any], Change]] = {
     "fine-tune": fine_tune,
     "discriminative": discriminative,
@@ -151,6 +180,10 @@ STRATEGIES: dict[str, Callable[[Subject, Any], Change]] = {
     "l2-sp": l2_sp,
     "ewc": ewc,
     "lora": lora,
+    "dann": dann,
+    "coral": coral,
+    "mmd": mmd,
+    "adabn": adabn,
 }
 """Name in a recipe -> what it makes of a model; ``recipe_strategy.ARGUMENTS`` says what each takes."""
 

@@ -173,7 +173,7 @@ def collate(items: Sequence[tuple[Uint8Array, int]]) -> Loaded:
     return Loaded(pictures.permute(0, 3, 1, 2), torch.tensor([index for _, index in items]))
 
 
-def view_loader(views: Views, steps: Steps, *, workers: int, pin: bool) -> DataLoader[Any]:
+def view_loader(views: Dataset[tuple[Uint8Array, int]], steps: Steps, *, workers: int, pin: bool) -> DataLoader[Any]:
     return DataLoader(
         views,
         batch_sampler=steps,
