@@ -1,0 +1,400 @@
+"""Zero- and few-shot heads, CLIP and 4-bit adapters: against numpy and transformers' own, and in small trainings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from made_clip import SIDE, made_clip, tokenizer
+from torch import nn
+from typer.testing import CliRunner
+
+from distilledge.models import text, vision
+from distilledge.models.clip_net import ClipNet, ensembled
+from distilledge.models.clip_prompts import TEMPLATES, is_clip, prompts_of
+from distilledge.models.clip_weights import architecture_of, image_classifier, read_clip, text_embeddings
+from distilledge.models.errors import MissingPackageError, RejectedError, UsageError
+from distilledge.models.few_shot import Prototypes, TipAdapter, with_head
+from distilledge.models.neighbours import Features
+from distilledge.models.transfer import head_module, layer_groups
+from distilledge.pipeline.cli import app
+from distilledge.pipeline.recipe import Recipe
+from distilledge.pipeline.recipe_check import check_recipe
+from distilledge.pipeline.recipe_strategy import FeatureExtraction
+from distilledge.pipeline.shots import HEADS, Bank, interval, permuted
+from distilledge.pipeline.training.clip_start import encoded
+from distilledge.pipeline.training.few_shot import base_head, few_shot_head, training_loss
+from distilledge.pipeline.transfer import strategy_inputs
+
+CLASSES = ("flat", "rows", "columns")
+
+
+def samples(count: int = 30, width: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features of two sets, and the one-hot labels of the first."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    centres = random.normal(0, 1, (3, width))
+    train = centres[labels] + random.normal(0, 0.7, (count, width))
+    other = random.normal(0, 1, (9, width))
+    return torch.tensor(train, dtype=torch.float32), torch.tensor(other, dtype=torch.float32), torch.eye(3)[labels]
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+# --- class means and the cache
+
+
+def test_euclidean_prototypes_are_snells() -> None:
+    train, other, targets = samples()
+    head = Prototypes(6, 3, distance="euclidean", temperature=1.0).fill(train, targets)
+    means = np.stack([train.numpy()[targets.argmax(1) == c].mean(0) for c in range(3)])
+    distances = ((other.numpy()[:, None] - means[None]) ** 2).sum(2)
+    logits = head(other).numpy()
+    assert np.allclose(softmax(logits), softmax(-distances), atol=1e-5)
+    left = logits + distances  # what all classes share
+    assert np.allclose(left, left[:, :1], atol=1e-4)
+
+
+def test_cosine_prototypes_are_means_of_directions() -> None:
+    train, other, targets = samples()
+    head = Prototypes(6, 3, distance="cosine", temperature=0.1).fill(100 * train, targets)
+    own = unit(train.numpy().astype(np.float64))
+    means = unit(np.stack([own[targets.argmax(1) == c].mean(0) for c in range(3)]))
+    assert np.allclose(head(other).numpy(), unit(other.numpy()) @ means.T / 0.1, atol=1e-4)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_tip_adapter_is_zhangs(own: bool) -> None:
+    train, other, targets = samples()
+    base = nn.Linear(6, 3) if own else None
+    given = FeatureExtraction(head="tip-adapter", alpha=1.7, beta=3.0, temperature=0.1)
+    head = few_shot_head(given, train, targets, base, CLASSES)
+    assert isinstance(head, TipAdapter)
+    keys, asked, values = unit(train.numpy()), unit(other.numpy()), targets.numpy()
+    if base is None:
+        means = unit(np.stack([keys[values.argmax(1) == c].mean(0) for c in range(3)]))
+        first = asked @ means.T / 0.1
+    else:
+        first = base(other).detach().numpy()
+    votes = np.zeros((len(other), 3))
+    for i, row in enumerate(asked):
+        for key, value in zip(keys, values, strict=True):
+            votes[i] += np.exp(-3.0 * (1 - row @ key)) * value
+    with torch.no_grad():
+        assert np.allclose(head(other).numpy(), first + 1.7 * votes, atol=1e-4)
+
+
+def test_no_sample_finds_itself_in_the_cache() -> None:
+    train, _, targets = samples(12)
+    given = FeatureExtraction(head="tip-adapter", alpha=2.0)
+    head = few_shot_head(given, train, targets, None, CLASSES)
+    found = head.left_out(train).detach()
+    without = TipAdapter(head.base, 11, 6, 3, alpha=2.0, beta=5.5).fill(train[1:], targets[1:])
+    assert torch.allclose(found[0], without(train[:1]).detach()[0], atol=1e-5)
+    expected = -(targets * found.log_softmax(1)).sum(1).mean()
+    assert training_loss(head, train, targets) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("kind", ["prototypes", "tip-adapter"])
+@pytest.mark.parametrize("base", ["head", "prototypes"])
+def test_a_head_is_built_again_from_what_is_recorded(kind: str, base: str) -> None:
+    train, other, targets = samples(width=256)
+    given = FeatureExtraction(head=kind, base=base, distance="euclidean")
+    model = vision.create("test_efficientnet", classes=3, size=32)
+    place = head_module(model)
+    own = base_head(given, model, model.get_submodule(place))
+    assert (own is not None) == (base == "head")
+    head = few_shot_head(given, train, targets, own, CLASSES)
+    recorded = json.loads(json.dumps({kind: head.settings()}))
+    again = with_head(vision.create("test_efficientnet", classes=3, size=32), recorded).get_submodule(place)
+    again.load_state_dict(head.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(other), head(other))
+
+
+def test_a_class_without_samples_is_named() -> None:
+    train, _, targets = samples()
+    targets[:, 0] += targets[:, 2]
+    targets[:, 2] = 0
+    with pytest.raises(RejectedError, match="no training samples of 'columns'"):
+        few_shot_head(FeatureExtraction(head="prototypes"), train, targets, None, CLASSES)
+
+
+# --- k shots
+
+
+def test_draws_are_nested_and_repeat() -> None:
+    labels = np.array([0, 1, 2] * 10)
+    once, again, other = permuted(labels, 5, 0), permuted(labels, 5, 0), permuted(labels, 5, 1)
+    assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(once, other, strict=True))
+    assert all(sorted(own) == list(np.flatnonzero(labels == c)) for c, own in enumerate(once))
+
+
+def test_the_interval_is_students() -> None:
+    low, high = interval([0.5, 0.6, 0.7])
+    half = 4.302652729911275 * 0.1 / np.sqrt(3)  # t table, 2 degrees of freedom
+    assert (low, high) == (pytest.approx(0.6 - half), pytest.approx(0.6 + half))
+    assert interval([0.5]) == (None, None)
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_every_head_tells_clear_classes_apart(head: str) -> None:
+    """Five shots of three clusters that hardly overlap; labels that say nothing give chance."""
+    random = np.random.default_rng(1)
+    labels = np.arange(300) % 3
+    centres = 3 * np.eye(3, 8)
+    train, test = (torch.tensor(centres[labels] + random.normal(0, 0.4, (300, 8)), dtype=torch.float32) for _ in "ab")
+    bank = Bank(train, labels, test, labels, CLASSES, nn.Identity(), nn.Identity())
+    rows = np.concatenate([own[:5] for own in permuted(labels, 0, 0)])
+    right = HEADS[head](bank, rows, FeatureExtraction()).argmax(1) == labels
+    assert right.mean() > 0.99
+    shuffled = bank._replace(truth=random.permutation(labels))
+    chance = HEADS[head](shuffled, rows, FeatureExtraction()).argmax(1) == shuffled.truth
+    assert 0.2 < chance.mean() < 0.47
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("schema: 1\nname: r\n")
+    for arguments, said in ((["--k", "five"], "no list of counts"), (["--head", "trees"], "choose from linear, knn")):
+        found = CliRunner().invoke(app, ["shots", str(tmp_path / "r.yaml"), *arguments])
+        assert found.exit_code == 2
+        assert said in " ".join(found.output.replace("│", " ").split())
+
+
+# --- CLIP
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("clip") / "tiny"
+    return folder, made_clip(folder)
+
+
+def test_prompts_name_the_classes() -> None:
+    made = prompts_of(("rolled-in_scale", "Cr"), TEMPLATES["single"], {"Cr": "fine cracks"})
+    assert made == {"rolled-in_scale": ["a photo of a rolled in scale."], "Cr": ["a photo of a fine cracks."]}
+    assert all(t.count("{}") == 1 for templates in TEMPLATES.values() for t in templates)
+    assert is_clip("clip:openai/clip-vit-base-patch32")
+    assert not is_clip("vit_base_patch16_clip_224.openai")
+
+
+@pytest.mark.parametrize("old_end", [False, True])
+def test_a_head_of_class_names_answers_as_transformers_clip(old_end: bool, tmp_path: Path) -> None:
+    """One template: exactly ``logits_per_image``. The tokenizer is read from its file by both."""
+    theirs = made_clip(tmp_path / "c", old_end=old_end)
+    read = read_clip(str(tmp_path / "c"), trust_pickle=False)
+    prompts = prompts_of(CLASSES, TEMPLATES["single"], {})
+    ids = encoded(read, [t for texts in prompts.values() for t in texts])
+    net = image_classifier(read, architecture_of(read, prompts), text_embeddings(read, ids).reshape(3, 1, -1)).eval()
+    pictures = torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    given = [tokenizer().encode(f"a photo of a {name}.").ids for name in CLASSES]
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.tensor(given), pixel_values=pictures).logits_per_image
+        found = net(pictures)
+    assert expected.std() > 0.05
+    assert torch.allclose(found, expected, atol=1e-4, rtol=1e-4)
+    again = ClipNet(json.loads(json.dumps(net.architecture)))
+    again.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again.eval()(pictures), found)
+    assert again.architecture["prompts"]["rows"] == ["a photo of a rows."]
+
+
+def test_an_ensemble_is_the_mean_of_directions(clip: tuple[Path, Any]) -> None:
+    read = read_clip(str(clip[0]), trust_pickle=False)
+    prompts = prompts_of(CLASSES, ("a photo of {}.", "a close-up of the small {}.", "itap of a {}."), {})
+    ids = encoded(read, [t for texts in prompts.values() for t in texts])
+    assert len({len(row) for row in ids}) > 1
+    found = ensembled(text_embeddings(read, ids).reshape(3, 3, -1)).numpy()
+    for place, texts in enumerate(prompts.values()):
+        own = []
+        for words in texts:
+            row = torch.tensor([tokenizer().encode(words).ids[:12]])
+            with torch.no_grad():
+                own.append(clip[1].get_text_features(input_ids=row).pooler_output[0].numpy().astype(np.float64))
+        mean = unit(np.stack(own)).mean(0)
+        assert np.allclose(found[place], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_a_long_prompt_is_cut_and_keeps_its_end(clip: tuple[Path, Any]) -> None:
+    read = read_clip(str(clip[0]), trust_pickle=False)
+    (ids,) = encoded(read, ["a photo of the flat rows of the small columns of a large photo ."])
+    assert len(ids) == 12
+    assert ids[-1] == tokenizer().token_to_id("<|endoftext|>")
+    with pytest.raises(RejectedError, match="the tokenizer does not fit"):
+        text_embeddings(read, [ids[:-1]])
+
+
+def test_clip_is_a_model_like_any_other(clip: tuple[Path, Any]) -> None:
+    read = read_clip(str(clip[0]), trust_pickle=False)
+    net = ClipNet(architecture_of(read, prompts_of(CLASSES, TEMPLATES["single"], {})))
+    groups = layer_groups(net)
+    assert len(groups) == 4  # the stem, two blocks, the head
+    assert groups[-1] == ("head.weight",)
+    assert "projection.weight" in groups[-2]
+    assert sorted(n for names in groups for n in names) == sorted(n for n, _ in net.named_parameters())
+    net.eval()
+    seen = Features(net)(torch.randn(2, 3, SIDE, SIDE))
+    assert torch.allclose(seen.norm(dim=1), torch.ones(2), atol=1e-5)
+    assert vision.profile(net, SIDE).parameters == sum(p.numel() for p in net.parameters())
+
+
+def test_files_that_are_not_clip_are_refused(clip: tuple[Path, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(RejectedError, match="its model_type is bert"):
+        read_clip(str(tmp_path), trust_pickle=False)
+    with pytest.raises(RejectedError, match="cannot get it from the hub"):
+        read_clip("nobody/no-clip", trust_pickle=False)
+
+
+def recipe(**teacher: Any) -> Recipe:
+    own = {"model": "clip:some/clip", "weights": "hub", "input": {"size": SIDE}, **teacher}
+    return Recipe.model_validate({"name": "t", "teacher": own, "student": {"model": "test_efficientnet"}})
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ({"model": "deit_tiny_patch16_224", "strategy": "zero-shot"}, "strategy zero-shot is of CLIP"),
+        ({"model": "deit_tiny_patch16_224", "prompts": {"templates": "single"}}, "prompts are of CLIP models"),
+        ({"weights": "none"}, "a CLIP teacher is made of its weights"),
+        ({"model": "clip"}, "weights: hub needs a name"),
+        ({"strategy": "ewc"}, "which CLIP has none of"),
+        ({"prompts": {"templates": ["a photo"]}}, "does not hold {} once"),
+        ({"prompts": {"templates": []}}, "templates is empty"),
+        ({"strategy": {"name": "feature-extraction", "arguments": {"tuned": True}}}, ""),
+        ({"strategy": {"name": "feature-extraction", "arguments": {"head": "knn", "tuned": True}}}, "nothing to tune"),
+    ],
+)
+def test_contradictions_are_named(teacher: dict[str, Any], said: str) -> None:
+    if not said:
+        check_recipe(recipe(**teacher))
+        return
+    with pytest.raises(UsageError, match=said):
+        check_recipe(recipe(**teacher))
+
+
+def test_prompts_are_part_of_a_clip_teachers_name_and_of_no_other() -> None:
+    plain = recipe(model="deit_tiny_patch16_224").teacher
+    assert strategy_inputs(plain) == {}
+    one, other = strategy_inputs(recipe().teacher), strategy_inputs(recipe(prompts={"templates": ["{}"]}).teacher)
+    assert one["prompts"][0] == list(TEMPLATES["ensemble"])
+    assert one != other
+
+
+# --- adapters on a 4-bit base
+
+
+def test_without_bitsandbytes_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distilledge.models import qlora
+
+    monkeypatch.setattr(qlora.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match="bitsandbytes, which is not installed") as caught:
+        qlora.add(vision.create("test_vit", classes=3, size=32), 2, 4.0)
+    assert caught.value.exit_code == 4
+    assert caught.value.hint == 'pip install "distilledge[qlora]"'
+
+
+TINY = {
+    "llama": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "gpt2": {"n_embd": 64, "n_head": 4, "n_layer": 2},
+    "bert": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "t5": {"d_model": 64, "d_ff": 96, "num_layers": 2, "num_heads": 4, "d_kv": 16},
+}
+
+
+def adapted(kind: str, **settings: Any) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """A small network, it with 4-bit base and adapters that do something, an input."""
+    from distilledge.models import qlora
+
+    torch.manual_seed(3)
+    if kind == "vit":
+        net: nn.Module = vision.create("test_vit", classes=3, size=32)
+        given = torch.randn(2, 3, 32, 32)
+    else:
+        sizes: Any = TINY[kind]
+        net = text.from_config(
+            kind, sizes, task="text-classification", classes=3, vocabulary_size=60, max_length=12, pad_id=0
+        )
+        given = torch.randint(1, 60, (3, 9))
+        given[1, 5:] = 0
+    made = qlora.add(net, 4, 8.0, **settings)
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return net.eval(), made.eval(), given
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5", "vit"])
+@pytest.mark.parametrize("settings", [{}, {"quant_type": "fp4", "double_quant": False, "adapters": "attention"}])
+def test_a_merged_4_bit_model_is_its_base_and_its_adapters(kind: str, settings: dict[str, Any]) -> None:
+    """Every tensor against numpy: dequantised by bitsandbytes from W itself, plus 2 B A; and the same answers."""
+    pytest.importorskip("bitsandbytes", reason="4-bit layers need bitsandbytes")
+    import bitsandbytes as bnb
+
+    from distilledge.models import qlora
+
+    net, made, given = adapted(kind, **settings)
+    merged = qlora.merge(made).eval()
+    with torch.no_grad():
+        assert torch.allclose(merged(given), made(given), atol=1e-5)
+        assert (merged(given) - net(given)).abs().max() > 1e-3
+    before, after = net.state_dict(), merged.state_dict()
+    assert before.keys() == after.keys()
+    trained = dict(made.named_parameters())
+    chosen = [f"{name}.weight" for name in qlora.quantised_names(net)]
+    assert len(chosen) >= 8
+    for name, tensor in before.items():
+        if name not in chosen:
+            assert torch.equal(after[name], tensor), name
+            continue
+        weight = tensor.T.contiguous() if kind == "gpt2" else tensor
+        four, double = settings.get("quant_type", "nf4"), settings.get("double_quant", True)
+        packed, state = bnb.functional.quantize_4bit(weight, quant_type=four, compress_statistics=double)
+        expected = bnb.functional.dequantize_4bit(packed, state).numpy().astype(np.float64)
+        assert 1e-4 < np.abs(expected - weight.numpy()).max() < 0.5 * weight.abs().max()
+        place = name.removesuffix(".weight")
+        if f"{place}.lora_B.default.weight" in trained:
+            b, a = (trained[f"{place}.lora_{x}.default.weight"].detach().numpy().astype(np.float64) for x in "BA")
+            expected = expected + 8.0 / 4 * b @ a
+        found = after[name].T if kind == "gpt2" else after[name]
+        assert np.allclose(found.numpy(), expected, atol=1e-6), name
+
+
+def test_the_levels_of_nf4_are_the_papers() -> None:
+    """Dettmers et al. 2023, appendix E: each number becomes the largest of its 64 times one of sixteen levels."""
+    bnb = pytest.importorskip("bitsandbytes", reason="4-bit layers need bitsandbytes")
+    below = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635)
+    middle = (-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725)
+    above = (0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023)
+    levels = np.array((*below, *middle, *above, 1.0))
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    packed, state = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=False)
+    found = bnb.functional.dequantize_4bit(packed, state).numpy()
+    scale = np.abs(weight.numpy()).max(1, keepdims=True)
+    nearest = levels[np.abs(weight.numpy()[..., None] / scale[..., None] - levels).argmin(-1)] * scale
+    assert np.allclose(found, nearest, atol=1e-6)
+
+
+def test_gradients_reach_the_adapters_alone_and_the_state_has_no_base() -> None:
+    pytest.importorskip("bitsandbytes", reason="4-bit layers need bitsandbytes")
+    _, made, given = adapted("gpt2")
+    made.train()(given).square().sum().backward()
+    with_gradient = {n for n, p in made.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+    assert len([n for n in with_gradient if "lora_" in n]) == 16
+    assert not [n for n in with_gradient if "base_layer" in n]
+    state = made.state_dict()
+    assert not [n for n in state if "base_layer" in n]
+    made.load_state_dict(state)
