@@ -40,7 +40,7 @@ class ClipNet(nn.Module):
         super().__init__()
         self.architecture = copy.deepcopy(architecture)
         config = CLIPVisionConfig(**architecture["vision"])
-        self.tower: Any = CLIPVisionModel(config).vision_model  # type: ignore[no-untyped-call]
+        self.tower: Any = CLIPVisionModel(config).vision_model
         self.projection = nn.Linear(config.hidden_size, architecture["projection"], bias=False)
         self.head: nn.Module = nn.Linear(architecture["projection"], architecture["classes"], bias=False)
         self.pretrained_cfg = {"classifier": "head"}
@@ -65,7 +65,7 @@ class ClipNet(nn.Module):
             "stem": r"^tower\.(?:embeddings|pre_layrnorm)",
             "blocks": [
                 (r"^tower\.encoder\.layers\.(\d+)", None),
-                (r"^tower\.post_layernorm|^projection|^head", (99999,)),
+                (r"^tower\.post_layernorm|^projection", (99999,)),
             ],
         }
 

@@ -43,7 +43,7 @@ def read_clip(place: str, *, trust_pickle: bool) -> Clip:
         raise RejectedError(
             "E3560", f"not the configuration of a CLIP model ({error}): {path}", "give a directory with both towers"
         ) from error
-    model = CLIPModel(config)  # type: ignore[no-untyped-call]
+    model: Any = CLIPModel(config)
     state, file, sha256 = read_directory(directory, trust_pickle=trust_pickle)
     state = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
     check_finite(state, file)

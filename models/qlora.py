@@ -173,9 +173,10 @@ def merge(model: Net) -> Net:
 def _restored(base: Any, delta: Tensor | None) -> nn.Module:
     from transformers.pytorch_utils import Conv1D
 
+    transposed: Any = Conv1D
     weight = base.dequantised() if delta is None else base.dequantised() + delta
     rows, columns = weight.shape
-    made: Any = Conv1D(rows, columns) if base.transposed else nn.Linear(columns, rows, bias=base.added is not None)
+    made: Any = transposed(rows, columns) if base.transposed else nn.Linear(columns, rows, bias=base.added is not None)
     made.weight.copy_(weight.T if base.transposed else weight)
     if base.added is not None:
         made.bias.copy_(base.added)

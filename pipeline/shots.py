@@ -134,12 +134,30 @@ def _shot(head: str, k: int, values: list[float]) -> Shot:
 
 def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     """Student's 95 % interval of the mean of draws, within 0..1."""
-    from scipy.stats import t
-
     if len(values) < 2:
         return None, None
-    half = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = student(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return max(0.0, float(np.mean(values)) - half), min(1.0, float(np.mean(values)) + half)
+
+
+def student(freedom: int, share: float = 0.95) -> float:
+    """The t with P(|T| < t) = ``share``, by bisection of the closed form (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
+    low, high = 0.0, 1e6
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _within(middle, freedom) > share else (middle, high)
+    return high
+
+
+def _within(t: float, freedom: int) -> float:
+    angle, odd = math.atan(t / math.sqrt(freedom)), freedom % 2
+    cosine = math.cos(angle)
+    term, total = (cosine if odd else 1.0), 0.0
+    for n in range(odd, freedom - 1, 2):
+        total += term
+        term *= (n + 1) / (n + 2) * cosine**2
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------
@@ -158,7 +176,8 @@ def _linear(bank: Bank, rows: Ints, _settings: FeatureExtraction) -> npt.NDArray
 
 def _neighbours(bank: Bank, rows: Ints, settings: FeatureExtraction) -> npt.NDArray[np.float32]:
     features, targets = bank.train[rows], one_hot(torch.from_numpy(bank.labels[rows]), len(bank.classes))
-    head = NearestNeighbours(*features.shape, len(bank.classes), k=settings.k, temperature=settings.temperature)
+    (samples, width), count = features.shape, len(bank.classes)
+    head = NearestNeighbours(samples, width, count, k=settings.k, temperature=settings.temperature)
     return _answers(head.fill(features, targets), bank)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,11 @@ import numpy as np
 import pytest
 import torch
 from made_clip import SIDE, made_clip, tokenizer
+from made_texts import made_rows
+from scipy import stats as reference
+from test_text_training import recipe as text_recipe
+from test_training import SPLITS_VALUE, data, folders, picture, rows
+from test_training import recipe as training_recipe
 from torch import nn
 from typer.testing import CliRunner
 
@@ -21,14 +29,23 @@ from distilledge.models.errors import MissingPackageError, RejectedError, UsageE
 from distilledge.models.few_shot import Prototypes, TipAdapter, with_head
 from distilledge.models.neighbours import Features
 from distilledge.models.transfer import head_module, layer_groups
+from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.cli import app
+from distilledge.pipeline.data.text_prepare import prepare_texts
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_check import check_recipe
 from distilledge.pipeline.recipe_strategy import FeatureExtraction
-from distilledge.pipeline.shots import HEADS, Bank, interval, permuted
+from distilledge.pipeline.record import Checkpoint, read_samples, read_texts
+from distilledge.pipeline.shots import HEADS, Bank, interval, permuted, student
 from distilledge.pipeline.training.clip_start import encoded
+from distilledge.pipeline.training.events import silent
 from distilledge.pipeline.training.few_shot import base_head, few_shot_head, training_loss
+from distilledge.pipeline.training.teacher import finetune
+from distilledge.pipeline.training.views import ToInput, evaluation_batches
 from distilledge.pipeline.transfer import strategy_inputs
+
+__all__ = ["data"]
+"""The fixture, for pytest."""
 
 CLASSES = ("flat", "rows", "columns")
 
@@ -147,6 +164,8 @@ def test_the_interval_is_students() -> None:
     half = 4.302652729911275 * 0.1 / np.sqrt(3)  # t table, 2 degrees of freedom
     assert (low, high) == (pytest.approx(0.6 - half), pytest.approx(0.6 + half))
     assert interval([0.5]) == (None, None)
+    for freedom in (1, 2, 3, 4, 9, 19, 30):
+        assert student(freedom) == pytest.approx(reference.t.ppf(0.975, freedom), rel=1e-7)
 
 
 @pytest.mark.parametrize("head", list(HEADS))
@@ -398,3 +417,172 @@ def test_gradients_reach_the_adapters_alone_and_the_state_has_no_base() -> None:
     state = made.state_dict()
     assert not [n for n in state if "base_layer" in n]
     made.load_state_dict(state)
+
+
+# --- whole trainings and runs
+
+
+ZERO_SHOT = """
+schema: 1
+name: zero
+data: {path: pictures, calibration: 8, allow_leakage: true, on_conflict: keep}
+teacher:
+  model: clip:tiny/clip
+  weights: hub
+  input: {size: 32}
+  strategy: zero-shot
+  prompts: {templates: ["a photo of {}.", "a close-up of the small {}."], names: {rows: rows of the flat}}
+student: {model: test_efficientnet, input: {size: 32}, training: {epochs: 1, batch_size: 16}}
+distill: {unlabelled: more, hard_weight: 0, control: false}
+export: {targets: [{runtime: onnx, precisions: [fp32]}]}
+verify: {samples: 6}
+measure: {quick: true, end_to_end: 2, warmup: 1}
+gate: {on_fail: report}
+"""
+
+
+def cached_clip(home: Path) -> Any:
+    """A Hugging Face cache with the tiny CLIP under a hub name; the model as transformers reads it."""
+    repository = home / "hub" / "models--tiny--clip"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("b" * 40)
+    return made_clip(repository / "snapshots" / ("b" * 40))
+
+
+def draw_pictures(folder: Path) -> None:
+    for label, name in enumerate(CLASSES):
+        for split, count in (("train", 6), ("validation", 3), ("test", 4)):
+            (folder / "pictures" / split / name).mkdir(parents=True)
+            for index in range(count):
+                seed = 1000 * label + {"train": 0, "validation": 100, "test": 200}[split] + index
+                picture(label, seed).save(folder / "pictures" / split / name / f"{index}.png")
+    (folder / "more").mkdir()
+    for index in range(9):
+        picture(index % 3, 5000 + index).save(folder / "more" / f"{index}.png")
+
+
+def command(folder: Path, home: Path, *words: str) -> str:
+    """In a process of its own: where the Hugging Face cache lies is read when the library is imported."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_"))}
+    environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    call = [sys.executable, "-m", "distilledge.pipeline.cli", *words]
+    done = subprocess.run(call, env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_zero_shot_teacher_labels_a_folder_and_is_exported_like_any_other(tmp_path: Path) -> None:
+    """Its ONNX file answers as transformers' own CLIP with the mean of the prompts; then shots of the same recipe."""
+    theirs = cached_clip(tmp_path / "home")
+    draw_pictures(tmp_path)
+    (tmp_path / "zero.yaml").write_text(ZERO_SHOT)
+    command(tmp_path, tmp_path / "home", "run", "zero.yaml", "--work", "work")
+    runs = json.loads((tmp_path / "work" / "runs" / "zero" / "run.json").read_text())
+    places = {stage["name"]: tmp_path / "work" / stage["path"] for stage in runs["stages"]}
+    made = Checkpoint.model_validate_json((places["teacher"] / "value.json").read_bytes())
+    assert made.architecture["clip"]["prompts"]["rows"][0] == "a photo of rows of the flat."
+    assert sum(s.split == "unlabelled" for s in read_samples(places["data"])) == 9
+    test, spec = read_samples(places["data"], "test"), checkpoints.spec(made)
+    words = made.architecture["clip"]["prompts"].values()
+    with torch.no_grad():
+        given = [[torch.tensor([tokenizer().encode(w).ids]) for w in own] for own in words]
+        texts = [[theirs.get_text_features(input_ids=ids).pooler_output[0].numpy() for ids in own] for own in given]
+        each = np.stack([unit(np.stack(own)).mean(0) for own in texts])
+        batches = evaluation_batches(test, tmp_path / "pictures", spec, 16)  # type: ignore[arg-type]
+        pixels = torch.cat([ToInput(spec)(pictures) for pictures, _ in batches])  # type: ignore[arg-type]
+        seen = theirs.get_image_features(pixel_values=pixels).pooler_output.numpy()
+    expected = unit(seen) @ unit(each).T * float(theirs.logit_scale.exp())
+    scores = json.loads((places["score"] / "value.json").read_text())["items"]
+    own = next(item for item in scores if item["role"] == "teacher")
+    assert np.allclose(np.load(places["score"] / own["logits"]), expected, atol=1e-2)
+    found = json.loads(
+        command(tmp_path, tmp_path / "home", "shots", "zero.yaml", "--k", "1,4", "--draws", "3", "--json")
+    )
+    named = next(shot for shot in found["shots"] if shot["head"] == "zero-shot")
+    right = expected.argmax(1) == np.array([s.label for s in test])
+    assert (named["k"], named["low"], named["value"]) == (0, None, pytest.approx(right.mean()))
+    assert {(s["head"], s["k"]) for s in found["shots"]} == {("zero-shot", 0), *((h, k) for h in HEADS for k in (1, 4))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"head": "prototypes"},
+        {"head": "prototypes", "distance": "euclidean"},
+        {"head": "tip-adapter"},
+        {"head": "tip-adapter", "tuned": True},
+    ],
+)
+def test_few_shot_teachers_are_saved_and_read_back(given: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    own = training_recipe(teacher={"epochs": 3, "lr": 1e-3}).model_dump(mode="json", by_alias=True)
+    own["teacher"] |= {"strategy": {"name": "feature-extraction", "arguments": given}, "model": "test_efficientnet"}
+    out, partial = folders(tmp_path)
+    made = finetune(Recipe.model_validate(own), SPLITS_VALUE, data, out, partial, silent)
+    model, spec = checkpoints.load(made, out), checkpoints.spec(made)
+    held = read_samples(data, "validation")
+    with torch.no_grad():
+        batches = evaluation_batches(held, data, spec, 8)  # type: ignore[arg-type]
+        right = [(model(ToInput(spec)(x)).argmax(1) == y).float() for x, y in batches]  # type: ignore[arg-type]
+    assert float(torch.cat(right).mean()) == pytest.approx(made.validation["accuracy"])
+    curve = rows(out)
+    assert len(curve) == (3 if given.get("tuned") else 1)
+    if given.get("tuned"):
+        assert curve[-1]["train_loss"] < curve[0]["train_loss"]
+        keys = model.get_submodule("classifier").keys
+        assert not torch.allclose(keys.norm(dim=1), torch.ones(len(keys)), atol=1e-6)  # type: ignore[arg-type]
+
+
+def decoder(kind: str, folder: Path) -> None:
+    """A tiny GPT-2 or LLaMA as transformers saves it; its tokenizer has no padding token of its own."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    special = ["<|endoftext|>"] if kind == "gpt2" else ["<unk>", "<s>", "</s>"]
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=380, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    words.train_from_iterator([row.text for row in made_rows("text-classification", 200)[0]], trainer)
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=380, n_positions=48, **TINY[kind]))
+    else:
+        config = LlamaConfig(vocab_size=380, num_key_value_heads=2, max_position_embeddings=48, **TINY[kind])
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    words.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("strategy", ["lora", "qlora"])
+def test_decoders_are_teachers_with_adapters(kind: str, strategy: str, tmp_path: Path) -> None:
+    """They learn through adapters and head alone, and the merged file gives what validation was told."""
+    if strategy == "qlora":
+        pytest.importorskip("bitsandbytes", reason="4-bit layers need bitsandbytes")
+    decoder(kind, tmp_path / "teacher")
+    folder = tmp_path / "store" / "data-0"
+    folder.mkdir(parents=True)
+    given = text_recipe(teacher={"text": {"max_length": 48}})
+    splits = prepare_texts(given.data, task=given.task, seed=0, out=folder)
+    own = given.model_dump(mode="json", by_alias=True)
+    text_part = {**own["teacher"]["text"], "tokenizer": "model", "config": {}, "vocabulary": None, "max_length": 40}
+    own["teacher"] |= {"strategy": strategy, "model": kind, "weights": str(tmp_path / "teacher"), "text": text_part}
+    own["teacher"]["training"] |= {"epochs": 3, "lr": 5e-3}
+    out, partial = folders(tmp_path)
+    made = finetune(Recipe.model_validate(own), splits, folder, out, partial, silent)
+    net = checkpoints.load(made, out)
+    assert isinstance(net, text.TextNet)
+    assert net.pooling == "last"
+    assert not [name for name in net.state_dict() if "lora" in name or "base_layer" in name]
+    assert rows(out)[-1]["train_loss"] < 0.93 * rows(out)[0]["train_loss"]
+    encoder = checkpoints.encoder(made, out)
+    held = read_texts(folder, "validation")
+    with torch.no_grad():
+        alone = [net(torch.tensor([encoder.encode({"text": row.text, "context": None}).tolist()])) for _, row in held]
+    right = [int(z.argmax()) == sample.label for z, (sample, _) in zip(alone, held, strict=True)]
+    assert np.mean(right) == pytest.approx(made.validation["accuracy"])  # without padding, as it was with it
