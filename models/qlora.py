@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
+import logging
+import sys
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -68,13 +71,28 @@ def require() -> None:
         what = "qlora keeps its base in 4 bits through bitsandbytes, which is not installed"
         raise MissingPackageError("E4550", what, hint)
     try:
-        from bitsandbytes.nn import Linear4bit
-
-        layer = Linear4bit(64, 1, bias=False, quant_type="nf4").to("cpu")
+        layer = imported().nn.Linear4bit(64, 1, bias=False, quant_type="nf4").to("cpu")
         layer(torch.ones(1, 64))
     except (ImportError, OSError, RuntimeError, AttributeError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise MissingPackageError("E4551", f"bitsandbytes cannot compute 4-bit layers here: {reason}", hint) from error
+
+
+def imported() -> Any:
+    """bitsandbytes, without the package ``kernels``, through which it would fetch code from the hub when imported."""
+    if "bitsandbytes" in sys.modules:
+        return sys.modules["bitsandbytes"]
+    log, other = logging.getLogger("bitsandbytes"), sys.modules.get("kernels")
+    level = log.level
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # its import fails, which is provided for
+    log.setLevel(logging.ERROR)
+    try:
+        return importlib.import_module("bitsandbytes")
+    finally:
+        log.setLevel(level)
+        del sys.modules["kernels"]
+        if other is not None:
+            sys.modules["kernels"] = other
 
 
 def quantised_names(model: nn.Module) -> list[str]:
@@ -99,9 +117,9 @@ def four_bit_layer() -> Any:
     Its state dict is empty: the base does not change in training and is made again from the weights it started from.
     On CPUs with AVX512 bitsandbytes repacks weights in eval mode and computes in bf16 from then on; this one does not.
     """
-    import bitsandbytes
+    bitsandbytes = imported()
 
-    class FourBit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]
+    class FourBit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc, name-defined]
         def __init__(self, layer: nn.Module, quant_type: str, double_quant: bool, compute: torch.dtype) -> None:
             weight, self_transposed = plain_weight(layer)
             super().__init__(
