@@ -66,16 +66,16 @@ def add(
 
 def require() -> None:
     """Raises ``MissingPackageError`` where there is no bitsandbytes, or one that does not load here."""
-    hint = 'pip install "distilledge[qlora]"'
     if importlib.util.find_spec("bitsandbytes") is None:
         what = "qlora keeps its base in 4 bits through bitsandbytes, which is not installed"
-        raise MissingPackageError("E4550", what, hint)
+        raise MissingPackageError("E4550", what, 'pip install "distilledge[qlora]"')
     try:
         layer = imported().nn.Linear4bit(64, 1, bias=False, quant_type="nf4").to("cpu")
         layer(torch.ones(1, 64))
     except (ImportError, OSError, RuntimeError, AttributeError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise MissingPackageError("E4551", f"bitsandbytes cannot compute 4-bit layers here: {reason}", hint) from error
+        what = f"bitsandbytes cannot compute 4-bit layers here: {reason}"
+        raise MissingPackageError("E4551", what, "set teacher.strategy: lora") from error
 
 
 def imported() -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-SIDE, WIDTH = 32, 24
+SIDE, WIDTH, LONGEST = 32, 24, 16
 WORDS = ("a", "photo", "of", "the", "flat", "rows", "columns", "close", "-", "up", ".", "bad", "small", "large", "itap")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -36,7 +36,7 @@ def made_clip(folder: Path, *, seed: int = 0, old_end: bool = False) -> Any:
     words = tokenizer()
     end = words.token_to_id(END)
     shared = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = {"vocab_size": end + 1, "max_position_embeddings": 12, "eos_token_id": 2 if old_end else end}
+    text = {"vocab_size": end + 1, "max_position_embeddings": LONGEST, "eos_token_id": 2 if old_end else end}
     special = {"bos_token_id": words.token_to_id(START), "pad_token_id": end}
     config = CLIPConfig(
         text_config={**shared, **text, **special},

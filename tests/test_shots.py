@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_clip import SIDE, made_clip, tokenizer
+from made_clip import LONGEST, SIDE, made_clip, tokenizer
 from made_texts import made_rows
 from scipy import stats as reference
 from test_text_training import recipe as text_recipe
@@ -192,6 +193,18 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
         assert said in " ".join(found.output.replace("│", " ").split())
 
 
+def test_the_page_has_the_recorded_shots(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    shots = importlib.import_module("shots")
+    page = (root / "docs" / "shots.md").read_text(encoding="utf-8")
+    recorded = json.loads((root / "benchmarks" / "results" / "shots.json").read_text(encoding="utf-8"))
+    assert page == shots.filled(page, recorded)
+    assert recorded["bars"] == shots.bars_of(recorded["rows"])
+    for row in recorded["rows"]:
+        draws = [float(value) for value in row["draws"].split()]
+        assert (row["low"], row["high"]) == pytest.approx(interval(draws), abs=2e-4)
+
+
 # --- CLIP
 
 
@@ -240,7 +253,7 @@ def test_an_ensemble_is_the_mean_of_directions(clip: tuple[Path, Any]) -> None:
     for place, texts in enumerate(prompts.values()):
         own = []
         for words in texts:
-            row = torch.tensor([tokenizer().encode(words).ids[:12]])
+            row = torch.tensor([tokenizer().encode(words).ids])
             with torch.no_grad():
                 own.append(clip[1].get_text_features(input_ids=row).pooler_output[0].numpy().astype(np.float64))
         mean = unit(np.stack(own)).mean(0)
@@ -249,8 +262,8 @@ def test_an_ensemble_is_the_mean_of_directions(clip: tuple[Path, Any]) -> None:
 
 def test_a_long_prompt_is_cut_and_keeps_its_end(clip: tuple[Path, Any]) -> None:
     read = read_clip(str(clip[0]), trust_pickle=False)
-    (ids,) = encoded(read, ["a photo of the flat rows of the small columns of a large photo ."])
-    assert len(ids) == 12
+    (ids,) = encoded(read, ["a photo of the flat rows of the small columns of a large bad photo of the flat ."])
+    assert len(ids) == LONGEST
     assert ids[-1] == tokenizer().token_to_id("<|endoftext|>")
     with pytest.raises(RejectedError, match="the tokenizer does not fit"):
         text_embeddings(read, [ids[:-1]])
@@ -436,7 +449,7 @@ student: {model: test_efficientnet, input: {size: 32}, training: {epochs: 1, bat
 distill: {unlabelled: more, hard_weight: 0, control: false}
 export: {targets: [{runtime: onnx, precisions: [fp32]}]}
 verify: {samples: 6}
-measure: {quick: true, end_to_end: 2, warmup: 1}
+measure: {samples: 8, min_seconds: 0, launches: 1, end_to_end: 1, warmup: 1}
 gate: {on_fail: report}
 """
 
@@ -492,7 +505,7 @@ def test_a_zero_shot_teacher_labels_a_folder_and_is_exported_like_any_other(tmp_
         batches = evaluation_batches(test, tmp_path / "pictures", spec, 16)  # type: ignore[arg-type]
         pixels = torch.cat([ToInput(spec)(pictures) for pictures, _ in batches])  # type: ignore[arg-type]
         seen = theirs.get_image_features(pixel_values=pixels).pooler_output.numpy()
-    expected = unit(seen) @ unit(each).T * float(theirs.logit_scale.exp())
+    expected = unit(seen) @ unit(each).T * float(theirs.logit_scale.detach().exp())
     scores = json.loads((places["score"] / "value.json").read_text())["items"]
     own = next(item for item in scores if item["role"] == "teacher")
     assert np.allclose(np.load(places["score"] / own["logits"]), expected, atol=1e-2)
