@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,13 +34,14 @@ from distilledge.models.transfer import head_module, layer_groups
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.cli import app
 from distilledge.pipeline.data.text_prepare import prepare_texts
+from distilledge.pipeline.interrupt import Interrupted
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_check import check_recipe
 from distilledge.pipeline.recipe_strategy import FeatureExtraction
 from distilledge.pipeline.record import Checkpoint, read_samples, read_texts
 from distilledge.pipeline.shots import HEADS, Bank, interval, permuted, student
 from distilledge.pipeline.training.clip_start import encoded
-from distilledge.pipeline.training.events import silent
+from distilledge.pipeline.training.events import ProgressEvent, silent
 from distilledge.pipeline.training.few_shot import base_head, few_shot_head, training_loss
 from distilledge.pipeline.training.teacher import finetune
 from distilledge.pipeline.training.views import ToInput, evaluation_batches
@@ -599,3 +601,27 @@ def test_decoders_are_teachers_with_adapters(kind: str, strategy: str, tmp_path:
         alone = [net(torch.tensor([encoder.encode({"text": row.text, "context": None}).tolist()])) for _, row in held]
     right = [int(z.argmax()) == sample.label for z, (sample, _) in zip(alone, held, strict=True)]
     assert np.mean(right) == pytest.approx(made.validation["accuracy"])  # without padding, as it was with it
+
+
+@pytest.mark.slow
+def test_a_killed_training_makes_its_4_bit_base_again(data: Path, tmp_path: Path) -> None:
+    """The state holds adapters and head alone; interrupted and resumed, it ends with the same bits, merged."""
+    pytest.importorskip("bitsandbytes", reason="4-bit layers need bitsandbytes")
+    own = training_recipe(teacher={"epochs": 3, "ema": 0.8}).model_dump(mode="json", by_alias=True)
+    own["teacher"]["strategy"] = {"name": "qlora", "arguments": {"rank": 2, "compute": "bf16"}}
+    made = Recipe.model_validate(own)
+
+    def interrupt(event: ProgressEvent) -> None:
+        if (event.epoch, event.step) == (2, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    whole, partial = folders(tmp_path, "whole")
+    found = finetune(made, SPLITS_VALUE, data, whole, partial, silent)
+    out, partial = folders(tmp_path, "cut")
+    with pytest.raises(Interrupted):
+        finetune(made, SPLITS_VALUE, data, out, partial, interrupt)
+    finetune(made, SPLITS_VALUE, data, out, partial, silent)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    names = set(checkpoints.load(found, whole).state_dict())
+    assert names == set(vision.create("test_vit", classes=3, size=32).state_dict())
+    assert rows(whole)[-1]["train_loss"] < rows(whole)[0]["train_loss"]
