@@ -44,8 +44,8 @@ def head_contradictions(recipe: Recipe, made: FeatureExtraction) -> Found:
         yield f"a student made from the teacher cannot keep its head of {WORDS[made.head]}", "use head: linear"
     if recipe.task == "multi-label-classification":
         yield f"head {made.head} gives one label", "use head: linear"
-    if made.tuned and made.head != "tip-adapter":
-        yield f"head {made.head} has nothing to tune", "use head: tip-adapter, or leave tuned out"
+    if (made.tuned or made.search) and made.head != "tip-adapter":
+        yield f"head {made.head} has nothing to tune", "use head: tip-adapter, or leave tuned and search out"
 
 
 WORDS = {"knn": "neighbours", "prototypes": "class means", "tip-adapter": "a cache"}

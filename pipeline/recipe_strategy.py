@@ -54,6 +54,8 @@ class FeatureExtraction(Value):
     """What the cache is added to: the weights' ``head``, or ``prototypes``; ``auto``: the head of CLIP, else these."""
     tuned: bool = False
     """Train the keys of the cache: Tip-Adapter-F."""
+    search: bool = False
+    """Take alpha and beta that do best on the validation split, out of a grid, before any tuning."""
 
 
 class Progressive(Value):

@@ -40,9 +40,10 @@ from distilledge.pipeline.recipe_check import check_recipe
 from distilledge.pipeline.recipe_strategy import FeatureExtraction
 from distilledge.pipeline.record import Checkpoint, read_samples, read_texts
 from distilledge.pipeline.shots import HEADS, Bank, interval, permuted, student
+from distilledge.pipeline.training import evaluate
 from distilledge.pipeline.training.clip_start import encoded
 from distilledge.pipeline.training.events import ProgressEvent, silent
-from distilledge.pipeline.training.few_shot import base_head, few_shot_head, training_loss
+from distilledge.pipeline.training.few_shot import GRID, base_head, few_shot_head, searched, training_loss
 from distilledge.pipeline.training.teacher import finetune
 from distilledge.pipeline.training.views import ToInput, evaluation_batches
 from distilledge.pipeline.transfer import strategy_inputs
@@ -124,6 +125,29 @@ def test_no_sample_finds_itself_in_the_cache() -> None:
     assert torch.allclose(found[0], without(train[:1]).detach()[0], atol=1e-5)
     expected = -(targets * found.log_softmax(1)).sum(1).mean()
     assert training_loss(head, train, targets) == pytest.approx(float(expected))
+
+
+def test_the_search_takes_the_best_of_its_grid() -> None:
+    train, _, targets = samples(60, seed=2)
+    held, _, truth = samples(60, seed=2)
+    held, labels = (
+        held + 0.8 * torch.randn(held.shape, generator=torch.Generator().manual_seed(1)),
+        truth.argmax(1).numpy(),
+    )
+    head = few_shot_head(FeatureExtraction(head="tip-adapter", alpha=1e-6), train, targets, None, CLASSES)
+    assert isinstance(head, TipAdapter)
+    asked: list[tuple[float, float, float, float]] = []
+
+    def score(logits: np.ndarray) -> dict[str, float]:
+        found = evaluate.score(logits, labels)
+        asked.append((found["accuracy"], -found["loss"], head.alpha, head.beta))
+        return found
+
+    searched(head, held, score)
+    assert len(asked) == 1 + len(GRID[0]) * len(GRID[1])
+    assert asked[0][2:] == (1e-6, 5.5)
+    assert (head.alpha, head.beta) == max(asked)[2:] != asked[0][2:]
+    assert head.settings()["alpha"] == head.alpha
 
 
 @pytest.mark.parametrize("kind", ["prototypes", "tip-adapter"])
@@ -527,7 +551,7 @@ def test_a_zero_shot_teacher_labels_a_folder_and_is_exported_like_any_other(tmp_
         {"head": "prototypes"},
         {"head": "prototypes", "distance": "euclidean"},
         {"head": "tip-adapter"},
-        {"head": "tip-adapter", "tuned": True},
+        {"head": "tip-adapter", "tuned": True, "search": True},
     ],
 )
 def test_few_shot_teachers_are_saved_and_read_back(given: dict[str, Any], data: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +13,12 @@ from distilledge.models.clip_net import ClipNet
 from distilledge.models.errors import RejectedError
 from distilledge.models.few_shot import Prototypes, TipAdapter
 from distilledge.pipeline.recipe_strategy import FeatureExtraction
+from distilledge.pipeline.training.feature_cache import FloatArray
 
+log = logging.getLogger("distilledge.training")
 FewShot = Prototypes | TipAdapter
+GRID = ((0.1, 0.3, 1.0, 3.0, 10.0), (1.0, 3.0, 5.5, 10.0, 20.0, 50.0))
+"""Alphas and betas that are tried."""
 
 
 def few_shot_head(
@@ -38,6 +44,22 @@ def base_head(arguments: FeatureExtraction, model: nn.Module, head: nn.Module) -
     """The head whose logits Tip-Adapter adds to: CLIP's class names, or the one the recipe says fits; None: means."""
     zero_shot = arguments.base == "auto" and isinstance(model, ClipNet)
     return head if zero_shot or arguments.base == "head" else None
+
+
+@torch.no_grad()
+def searched(head: TipAdapter, held: Tensor, score: Callable[[FloatArray], dict[str, float]]) -> None:
+    """Set alpha and beta, in place, to those of ``GRID`` with the best accuracy on ``held`` (M, D), then least loss.
+
+    What the recipe gives is tried first, and kept where nothing is better.
+    """
+    tried = []
+    for alpha, beta in ((head.alpha, head.beta), *product(*GRID)):
+        head.alpha, head.beta = alpha, beta
+        found = score(head(held).numpy())
+        tried.append((found["accuracy"], -found["loss"], alpha, beta))
+    best = max(tried, key=lambda row: row[:2])
+    head.alpha, head.beta = best[2:]
+    log.info("tip-adapter: alpha %g, beta %g, validation accuracy %.3f, before %.3f", *best[2:], best[0], tried[0][0])
 
 
 @torch.no_grad()

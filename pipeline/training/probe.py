@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distilledge.models.few_shot import HEADS
+from distilledge.models.few_shot import HEADS, TipAdapter
 from distilledge.models.losses import one_hot
 from distilledge.models.neighbours import Features, NearestNeighbours
 from distilledge.models.text_net import TextNet
@@ -29,7 +29,7 @@ from distilledge.pipeline.training.counters import IntArray
 from distilledge.pipeline.training.environment import prepare_accelerator, repeatable, resolve_precision
 from distilledge.pipeline.training.feature_cache import FloatArray
 from distilledge.pipeline.training.feed import Feed, steps_of
-from distilledge.pipeline.training.few_shot import base_head, few_shot_head, training_loss
+from distilledge.pipeline.training.few_shot import base_head, few_shot_head, searched, training_loss
 from distilledge.pipeline.training.loaded import Loaded
 from distilledge.pipeline.training.loop import Trained
 from distilledge.pipeline.training.mixing import Batch
@@ -123,6 +123,8 @@ def probe(stage: Stage, model: nn.Module, to_input: nn.Module, feed: Feed, argum
     elif arguments.head in HEADS:
         own = base_head(arguments, model, head)
         few = few_shot_head(arguments, made.features, made.targets, own, stage.splits.classes)
+        if isinstance(few, TipAdapter) and arguments.search:
+            searched(few, made.validation, made.score)
         loss, architecture = training_loss(few, made.features, made.targets), {arguments.head: few.settings()}
         trained = None if arguments.tuned else _as_trained(few, made, loss)
         model.set_submodule(place, few)
