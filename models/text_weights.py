@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def from_pretrained(
     return net, f"{model}: {len(body)} tensors of {path.name} (sha256 {sha256[:12]}), {'its' if kept else 'new'} head"
 
 
-def directory_of(model: str) -> Path:
+def directory_of(model: str, files: Sequence[str] = FILES) -> Path:
     """A local directory, or the Hugging Face cache's for a hub name, fetched if it is not there."""
     from httpx import HTTPError  # what huggingface_hub lets through when there is no network
     from huggingface_hub import snapshot_download
@@ -97,7 +98,7 @@ def directory_of(model: str) -> Path:
     if Path(model).expanduser().is_dir():
         return Path(model).expanduser()
     try:
-        return Path(snapshot_download(model, allow_patterns=list(FILES)))
+        return Path(snapshot_download(model, allow_patterns=list(files)))
     except (HTTPError, OSError, ValueError) as error:
         raise RejectedError(
             "E3421",

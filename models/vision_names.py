@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from distilledge.models.base import Value
+from distilledge.models.clip_prompts import is_clip
 from distilledge.models.errors import UsageError
 
 Triple = tuple[float, float, float]
@@ -31,6 +32,15 @@ HEAD_STD = 0.01
 HALF: Triple = (0.5, 0.5, 0.5)
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+
+CLIP_DEFAULTS = InputDefaults(
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+    size=224,
+    interpolation="bicubic",
+    crop=1.0,
+)
 
 
 class Variant(Value):
@@ -104,8 +114,10 @@ def config(name: str) -> Any:
 def input_defaults(name: str) -> InputDefaults:
     """The input the published weights were trained for; ImageNet's where timm does not say.
 
-    Models known from TensorFlow (``tf_*_lite*`` and our variants) use mean and std 0.5.
+    Models known from TensorFlow (``tf_*_lite*`` and our variants) use mean and std 0.5, CLIP's its own.
     """
+    if is_clip(name):
+        return CLIP_DEFAULTS
     check_name(name)
     if name in VARIANTS:
         return VARIANTS[name].defaults

@@ -11,7 +11,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor, nn
 
-from distilledge.models import vision
+from distilledge.models import clip_net, few_shot, vision
 from distilledge.models.errors import IntegrityError
 from distilledge.models.vision import InputDefaults
 from distilledge.pipeline.recipe import Data, Input
@@ -46,20 +46,17 @@ def load(checkpoint: Checkpoint, directory: Path) -> nn.Module:
 
 def _built(checkpoint: Checkpoint) -> nn.Module:
     """The network of a checkpoint, without its weights."""
-    architecture = {name: value for name, value in checkpoint.architecture.items() if name != "knn"}
+    architecture = {name: value for name, value in checkpoint.architecture.items() if name not in few_shot.HEADS}
     model: nn.Module
-    if architecture:
+    if "clip" in architecture:
+        model = clip_net.ClipNet(architecture["clip"])
+    elif architecture:
         from distilledge.models import text
 
         model = text.create(architecture)
     else:
         model = vision.create(checkpoint.model, classes=len(checkpoint.classes), size=checkpoint.input_spec["height"])
-    if "knn" in checkpoint.architecture:
-        from distilledge.models.neighbours import NearestNeighbours
-        from distilledge.models.transfer import head_module
-
-        model.set_submodule(head_module(model), NearestNeighbours(**checkpoint.architecture["knn"]))
-    return model
+    return few_shot.with_head(model, checkpoint.architecture)
 
 
 def spec(checkpoint: Checkpoint) -> InputSpec | TextSpec:

@@ -36,6 +36,7 @@ from distilledge.pipeline.recipe_training import (
     Lora,
     LossTerm,
     Pretraining,
+    Prompts,
     RandAugment,
     Text,
     TextAugment,
@@ -69,6 +70,7 @@ __all__ = [
     "NotNegative",
     "Positive",
     "Pretraining",
+    "Prompts",
     "RandAugment",
     "Recipe",
     "Scenario",
@@ -90,8 +92,8 @@ __all__ = [
 
 class Teacher(Value):
     model: str = "deit_tiny_patch16_224"
-    """Pictures: any timm classification model. Text: a hub name or directory of transformers, or, built from
-    scratch, the type of an architecture, such as ``bert``."""
+    """Pictures: any timm classification model, or ``clip:`` and a hub name (``clip`` with a directory as weights).
+    Text: a hub name or directory of transformers, or, built from scratch, an architecture's type, such as ``bert``."""
     weights: str = "none"
     """``hub`` (pretrained weights of the name), ``none``, or a .safetensors file. Text: ``hub``, ``none``, or a
     directory of config.json, model.safetensors and tokenizer.json. ``$NAME`` is expanded."""
@@ -99,6 +101,8 @@ class Teacher(Value):
     """Also read .pt, .pth and .bin files, which can run code."""
     input: Input = Input()
     text: Text = Text()
+    prompts: Prompts = Prompts()
+    """Of a CLIP teacher, whose head starts from them."""
     pretraining: Pretraining | None = None
     strategy: Chosen = Strategy()
     """How the pretrained weights are adapted: a name, or a name with arguments. Default: all layers are fine-tuned."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from distilledge.models.clip_prompts import is_clip
 from distilledge.models.errors import UsageError
 from distilledge.pipeline.recipe import METRICS, Input, Recipe, Student, Teacher, Training
 from distilledge.pipeline.recipe_domain import domain, pictures_before
 from distilledge.pipeline.recipe_multitask import check_multitask
+from distilledge.pipeline.recipe_shots import clip_contradictions, head_contradictions
 from distilledge.pipeline.recipe_strategy import ADAPTING, FeatureExtraction, arguments, is_default
 
 Found = Iterator[tuple[str, str]]
@@ -32,8 +34,9 @@ def check_models(recipe: Recipe) -> None:
         return
     sizes = {}
     for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
-        sizes[role] = _parameters(part, role)
-    if sizes["student"] > sizes["teacher"]:
+        if not is_clip(part.model):  # its files say how large it is, and the run reads them
+            sizes[role] = _parameters(part, role)
+    if sizes["student"] > sizes.get("teacher", sizes["student"]):
         raise UsageError(
             "E2018",
             f"the student is larger than its teacher ({sizes['student']:,} parameters against {sizes['teacher']:,}): "
@@ -259,10 +262,7 @@ def _strategy(recipe: Recipe) -> Found:
 def _features(recipe: Recipe, made: FeatureExtraction) -> Found:
     if recipe.task in ("token-classification", "question-answering"):
         yield f"strategy feature-extraction is of whole texts, not of {recipe.task}", "use fine-tune or lora"
-    if made.head == "knn" and recipe.student.model == "teacher":
-        yield "a student made from the teacher cannot keep its head of neighbours", "use head: linear"
-    if made.head == "knn" and recipe.task == "multi-label-classification":
-        yield "head knn gives one label", "use head: linear"
+    yield from head_contradictions(recipe, made)
 
 
 def _check_of_transfer(recipe: Recipe) -> Found:
@@ -296,6 +296,7 @@ CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _inputs,
     _trainings,
     _strategy,
+    clip_contradictions,
     _check_of_transfer,
     domain,
     _targets,

@@ -14,8 +14,8 @@ from distilledge.pipeline.recipe_training import Lora
 
 class Strategy(Value):
     name: str = "fine-tune"
-    """A key of ``STRATEGIES``: fine-tune, discriminative, feature-extraction, progressive, l2-sp, ewc or lora;
-    with ``data.target`` dann, coral, mmd or adabn."""
+    """A key of ``STRATEGIES``: fine-tune, discriminative, feature-extraction, progressive, l2-sp, ewc, lora, qlora
+    or zero-shot; with ``data.target`` dann, coral, mmd or adabn."""
     arguments: dict[str, float | int | bool | str] = {}
     """What the strategy takes; see docs/transfer.md."""
 
@@ -39,11 +39,23 @@ class Discriminative(Value):
 
 
 class FeatureExtraction(Value):
-    head: Literal["linear", "knn"] = "linear"
+    head: Literal["linear", "knn", "prototypes", "tip-adapter"] = "linear"
     k: Count = 20
     """Neighbours that vote, of knn."""
     temperature: Positive = 0.07
-    """A neighbour's vote is exp(cosine / temperature) (Wu et al. 2018)."""
+    """A neighbour's vote is exp(cosine / temperature) (Wu et al. 2018); prototypes' logits are cosine / temperature."""
+    distance: Literal["cosine", "euclidean"] = "cosine"
+    """Of prototypes; euclidean: minus its square is the logit (Snell et al. 2017)."""
+    alpha: NotNegative = 1.0
+    """Weight of tip-adapter's cache (Zhang et al. 2022, eq. 6)."""
+    beta: Positive = 5.5
+    """How fast its votes fade with the distance (eq. 5)."""
+    base: Literal["auto", "head", "prototypes"] = "auto"
+    """What the cache is added to: the weights' ``head``, or ``prototypes``; ``auto``: the head of CLIP, else these."""
+    tuned: bool = False
+    """Train the keys of the cache: Tip-Adapter-F."""
+    search: bool = False
+    """Take alpha and beta that do best on the validation split, out of a grid, before any tuning."""
 
 
 class Progressive(Value):
@@ -100,6 +112,22 @@ ADAPTING = ("dann", "coral", "mmd", "adabn")
 """Strategies that need ``data.target``."""
 
 
+class Qlora(Lora):
+    """Adapters on a base of 4-bit numbers (Dettmers et al. 2023)."""
+
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    double_quant: bool = True
+    """Quantise the scales of the blocks too."""
+    compute: Literal["fp32", "bf16"] = "fp32"
+    """In which products with the base are computed."""
+    adapters: Literal["all", "attention"] = "all"
+    """On every linear layer of the blocks, as the paper does, or where lora has them."""
+
+
+class ZeroShot(Value):
+    """Nothing is trained; see ``Prompts``."""
+
+
 ARGUMENTS: dict[str, type[Value]] = {
     "fine-tune": FineTune,
     "discriminative": Discriminative,
@@ -112,6 +140,8 @@ ARGUMENTS: dict[str, type[Value]] = {
     "coral": Coral,
     "mmd": Mmd,
     "adabn": AdaBn,
+    "qlora": Qlora,
+    "zero-shot": ZeroShot,
 }
 """Of each strategy; ``training.strategies.STRATEGIES`` has the same keys."""
 

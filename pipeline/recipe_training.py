@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distilledge.models.base import Value
+from distilledge.models.clip_prompts import TEMPLATES
 from distilledge.pipeline.recipe_data import Count, Fraction, NotNegative, Positive
 
 
@@ -33,6 +34,19 @@ class Lora(Value):
     rank: Count = 8
     alpha: Positive = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Prompts(Value):
+    """What a CLIP teacher is asked of each class; see docs/shots.md."""
+
+    templates: Literal["single", "ensemble", "inspection"] | tuple[str, ...] = "ensemble"
+    """A list of sentences with ``{}`` for the class, or the name of one that comes with distilledge."""
+    names: dict[str, str] = {}
+    """Words for a class, by its label, such as ``Cr: fine cracks``. Default: the label, ``_`` and ``-`` as blanks."""
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        return TEMPLATES[self.templates] if isinstance(self.templates, str) else self.templates
 
 
 class Text(Value):

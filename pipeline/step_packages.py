@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+from distilledge.models.clip_prompts import is_clip
 from distilledge.pipeline.recipe import Recipe
 
 TRAINING_PACKAGES = ("torch", "torchvision", "timm", "accelerate")
@@ -27,7 +28,9 @@ def package_versions(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def training_packages(recipe: Recipe) -> tuple[str, ...]:
-    return TEXT_PACKAGES if recipe.is_text else TRAINING_PACKAGES
+    own = TEXT_PACKAGES if recipe.is_text else TRAINING_PACKAGES
+    more = ("transformers", "tokenizers") if is_clip(recipe.teacher.model) else ()
+    return (*own, *more, *(("bitsandbytes",) if recipe.teacher.strategy.name == "qlora" else ()))
 
 
 def export_packages(recipe: Recipe, runtime: str) -> tuple[str, ...]:

@@ -58,7 +58,8 @@ def test_every_strategy_has_its_arguments() -> None:
     assert list(STRATEGIES) == list(recipe_strategy.ARGUMENTS)
     for name in STRATEGIES:
         arguments = {"source": "."} if name == "ewc" else {}
-        made = teacher({"name": name, "arguments": arguments})
+        own = {"model": "clip:some/clip", "weights": "hub"} if name == "zero-shot" else {}
+        made = teacher({"name": name, "arguments": arguments}, **own)
         target = {"target": Target(path=".")} if name in recipe_strategy.ADAPTING else {}
         check_recipe(made.model_copy(update={"data": made.data.model_copy(update=target)}))
 

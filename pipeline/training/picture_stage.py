@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from distilledge.models import vision
+from distilledge.models.clip_net import ClipNet
+from distilledge.models.clip_prompts import is_clip
 from distilledge.models.errors import RejectedError
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.data.listing import expand
@@ -34,6 +36,12 @@ def new_model(stage: Stage) -> nn.Module:
     part = stage.part
     before = torch.get_rng_state()
     torch.manual_seed(torch_seed(Purpose.WEIGHTS, stage.recipe.seed))
+    if is_clip(part.model):
+        from distilledge.pipeline.training.clip_start import new_clip
+
+        net = new_clip(stage)
+        torch.set_rng_state(before)
+        return net
     weights = part.weights if part.weights in ("hub", "none") else expand(part.weights)
     weights = "none" if stage.from_scratch else weights
     model = vision.create(
@@ -59,7 +67,7 @@ def describe(stage: Stage, model: nn.Module, view_size: int, pictures: int) -> M
     return Made(
         input_spec=spec.to_dict(),
         profile=lambda: vision.profile(model, spec.height),
-        architecture={},
+        architecture={"clip": model.architecture} if isinstance(model, ClipNet) else {},
         identity={"view_size": view_size, "pictures": pictures},
     )
 

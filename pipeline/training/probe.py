@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from distilledge.models.few_shot import HEADS, TipAdapter
 from distilledge.models.losses import one_hot
 from distilledge.models.neighbours import Features, NearestNeighbours
 from distilledge.models.text_net import TextNet
@@ -21,13 +22,14 @@ from distilledge.pipeline.interrupt import graceful
 from distilledge.pipeline.outcomes import validation_metrics
 from distilledge.pipeline.recipe import Training
 from distilledge.pipeline.recipe_strategy import FeatureExtraction
-from distilledge.pipeline.record import Sample, data_root, read_samples
+from distilledge.pipeline.record import Sample, Split, data_root, read_samples
 from distilledge.pipeline.step_packages import package_versions, training_packages
 from distilledge.pipeline.training import evaluate, feature_cache, text_feed
 from distilledge.pipeline.training.counters import IntArray
 from distilledge.pipeline.training.environment import prepare_accelerator, repeatable, resolve_precision
 from distilledge.pipeline.training.feature_cache import FloatArray
 from distilledge.pipeline.training.feed import Feed, steps_of
+from distilledge.pipeline.training.few_shot import base_head, few_shot_head, searched, training_loss
 from distilledge.pipeline.training.loaded import Loaded
 from distilledge.pipeline.training.loop import Trained
 from distilledge.pipeline.training.mixing import Batch
@@ -113,22 +115,41 @@ def probe(stage: Stage, model: nn.Module, to_input: nn.Module, feed: Feed, argum
         samples, width = made.features.shape
         nearest = NearestNeighbours(samples, width, classes, k=arguments.k, temperature=arguments.temperature)
         nearest.fill(made.features, made.targets)
-        trained, architecture = _as_trained(nearest, made), {"knn": nearest.settings()}
+        with torch.no_grad():
+            loss = float(-(made.targets * nearest.left_out()).sum(1).mean())
+        trained, architecture = _as_trained(nearest, made, loss), {"knn": nearest.settings()}
         model.set_submodule(place, nearest)
         head = nearest
+    elif arguments.head in HEADS:
+        own = base_head(arguments, model, head)
+        few = few_shot_head(arguments, made.features, made.targets, own, stage.splits.classes)
+        if isinstance(few, TipAdapter) and arguments.search:
+            searched(few, made.validation, made.score)
+        loss, architecture = training_loss(few, made.features, made.targets), {arguments.head: few.settings()}
+        trained = None if arguments.tuned else _as_trained(few, made, loss)
+        model.set_submodule(place, few)
+        head = few
 
     def finished(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return backbone | {f"{place}.{name}": tensor for name, tensor in state.items()}
 
-    names = tuple(name for name, _ in head.named_parameters())
+    names = tuple(name for name, _ in head.named_parameters() if not name.startswith("base."))
     return Probe(head, made, Tuning((names,)), finished, trained, architecture)
 
 
-def _as_trained(head: NearestNeighbours, feed: FeatureFeed) -> Trained:
+def as_it_is(stage: Stage, model: nn.Module, to_input: nn.Module, feed: Feed) -> Probe:
+    """The head that the weights came with, nothing trained."""
+    place, made = head_module(model), feature_feed(stage, model, to_input, feed)
+    head = model.get_submodule(place).eval()
+    with torch.no_grad():
+        loss = float(-(made.targets * head(made.features).log_softmax(1)).sum(1).mean())
+    return Probe(head, made, Tuning(((),)), lambda _: dict(model.state_dict()), _as_trained(head, made, loss), None)
+
+
+def _as_trained(head: nn.Module, feed: FeatureFeed, loss: float) -> Trained:
     """The one row of its curve; the training loss is that of the samples, none voting for itself."""
     started = time.monotonic()
     with torch.no_grad():
-        loss = float(-(feed.targets * head.left_out()).sum(1).mean())
         found = feed.score(head(feed.validation).numpy())
     seconds = max(time.monotonic() - started, 1e-9)
     speed = len(feed.features) / seconds
@@ -139,15 +160,20 @@ def _as_trained(head: NearestNeighbours, feed: FeatureFeed) -> Trained:
 # --- features ---------------------------------------------------------------------------------------------------------
 
 
-def feature_feed(stage: Stage, model: nn.Module, to_input: nn.Module, feed: Feed) -> FeatureFeed:
-    """The features of train and validation, from the cache where they are known."""
+def feature_feed(
+    stage: Stage, model: nn.Module, to_input: nn.Module, feed: Feed | None, held: Split = "validation"
+) -> FeatureFeed:
+    """The features of train and validation, from the cache where they are known.
+
+    ``held``: another split in the place of validation, of pictures, whose feed is not looked at.
+    """
     accelerator = prepare_accelerator(stage.settings, stage.partial)
     asked = _Asked(stage, Features(model).to(accelerator.device).eval(), to_input.to(accelerator.device), accelerator)
     with repeatable(accelerator.device), readable(), graceful() as interrupt:
         if isinstance(feed, TextFeed):
             made = _of_texts(asked, feed, interrupt.raise_if_requested)
         else:
-            made = _of_pictures(asked, interrupt.raise_if_requested)
+            made = _of_pictures(asked, held, interrupt.raise_if_requested)
     model.cpu()
     to_input.cpu()
     return made
@@ -177,9 +203,9 @@ class _Asked(NamedTuple):
         return self.stage.data_dir.parent / CACHE
 
 
-def _of_pictures(asked: _Asked, poll: Callable[[], None]) -> FeatureFeed:
+def _of_pictures(asked: _Asked, other: Split, poll: Callable[[], None]) -> FeatureFeed:
     stage, spec = asked.stage, input_spec(asked.stage)
-    train, held = stage.train_samples, read_samples(stage.data_dir, "validation")
+    train, held = stage.train_samples, read_samples(stage.data_dir, other)
 
     def rows(samples: Sequence[Sample]) -> Tensor:
         files = FromFiles(samples, data_root(stage.splits, stage.data_dir), spec, fitted=True)

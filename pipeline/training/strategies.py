@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distilledge.models import domains, penalties, text_lora, transfer, vision_lora
+from distilledge.models import domains, penalties, qlora, text_lora, transfer, vision_lora
+from distilledge.models.clip_net import ClipNet
 from distilledge.models.domains import Dann, Distance
 from distilledge.models.errors import UsageError
 from distilledge.models.features import FeatureTap
@@ -30,7 +31,7 @@ from distilledge.pipeline.training.feed import Feed
 from distilledge.pipeline.training.fisher import source_fisher
 from distilledge.pipeline.training.loop import Trained
 from distilledge.pipeline.training.objective import Objective, Tap
-from distilledge.pipeline.training.probe import Probe, probe
+from distilledge.pipeline.training.probe import Probe, as_it_is, probe
 from distilledge.pipeline.training.stage import Made, Stage, run_stage, write
 
 log = logging.getLogger("distilledge.training")
@@ -122,23 +123,44 @@ def ewc(subject: Subject, arguments: given.EWC) -> Change:
 
 
 def lora(subject: Subject, arguments: Lora) -> Change:
-    start, head = subject.model, transfer.layer_groups(subject.model)[-1]
+    start = subject.model
     sizes = (arguments.rank, arguments.alpha, arguments.dropout)
     with weights_drawn(subject.stage.recipe.seed, ADAPTERS):
         model = text_lora.add(start, *sizes) if isinstance(start, TextNet) else vision_lora.add(start, *sizes)
+    return _adapted(start, model, vision_lora.merge)
+
+
+def qlora_(subject: Subject, arguments: given.Qlora) -> Change:
+    with weights_drawn(subject.stage.recipe.seed, ADAPTERS):
+        model = qlora.add(subject.model, **arguments.model_dump())
+    return _adapted(subject.model, model, qlora.merge)
+
+
+def _adapted(start: nn.Module, model: nn.Module, merge: Callable[[nn.Module], nn.Module]) -> Change:
+    """Adapters and head are trained, and merged into what is saved."""
+    head = transfer.layer_groups(start)[-1]
     names = [name for name, _ in model.named_parameters()]
     adapters = tuple(name for name in names if ".lora_" in name)
     rest = tuple(name for name in names if name not in {*adapters, *head})
 
     def finished(state: dict[str, Tensor]) -> dict[str, Tensor]:
         model.load_state_dict(state)
-        return vision_lora.merge(model).state_dict()
+        return merge(model).state_dict()
 
     return Change(Tuning((rest, adapters, head), top=2), model=model, finished=finished)
 
 
+def zero_shot(subject: Subject, _arguments: given.ZeroShot) -> Change:
+    if not isinstance(subject.model, ClipNet):
+        raise UsageError("E2559", "strategy zero-shot is of CLIP models", "set teacher.model: clip:OWNER/NAME")
+    return _probed(as_it_is(subject.stage, subject.model, subject.to_input, subject.feed))
+
+
 def feature_extraction(subject: Subject, arguments: given.FeatureExtraction) -> Change:
-    made: Probe = probe(subject.stage, subject.model, subject.to_input, subject.feed, arguments)
+    return _probed(probe(subject.stage, subject.model, subject.to_input, subject.feed, arguments))
+
+
+def _probed(made: Probe) -> Change:
     return Change(
         made.tuning,
         model=made.head,
@@ -184,6 +206,8 @@ STRATEGIES: dict[str, Callable[[Subject, Any], Change]] = {
     "coral": coral,
     "mmd": mmd,
     "adabn": adabn,
+    "qlora": qlora_,
+    "zero-shot": zero_shot,
 }
 """Name in a recipe -> what it makes of a model; ``recipe_strategy.ARGUMENTS`` says what each takes."""
 

@@ -42,7 +42,7 @@ def finetune(
         raise UsageError("E2533", what, "export CUDA_VISIBLE_DEVICES=0")
     if processes > 1 and recipe.teacher.strategy.name == "progressive":
         raise UsageError("E2471", "strategy progressive trains in one process", "export CUDA_VISIBLE_DEVICES=0")
-    if processes > 1 and recipe.teacher.strategy.name != "feature-extraction":
+    if processes > 1 and recipe.teacher.strategy.name not in ("feature-extraction", "zero-shot"):
         job = many.Job(
             stage="teacher",
             recipe=recipe,
