@@ -23,3 +23,10 @@ def train_mode(model: nn.Module, *, freeze_backbone: bool = False) -> None:
     """``model.train()``; with a frozen backbone, of the head alone."""
     mode = text_training.train_mode if isinstance(model, TextNet) else vision_training.train_mode
     mode(model, freeze_backbone=freeze_backbone)
+
+
+def freeze_norms(model: nn.Module) -> None:
+    """Every BatchNorm in eval mode: its statistics stay, its weights are trained as before."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

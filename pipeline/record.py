@@ -60,6 +60,21 @@ class Splits(Value):
     warnings: tuple[str, ...] = ()
 
 
+class SourceKept(Value):
+    """What a teacher still knows of the source of its pretrained weights, under their own head."""
+
+    what: Literal["accuracy", "token accuracy"]
+    """``token accuracy``: of masked (or next) tokens, by the language model that the weights came with."""
+    samples: int
+    """Pictures, or tokens."""
+    declared: bool
+    """Whether they are a test part of the source's own; else the weights may have been trained on them."""
+    before: Estimate
+    after: Estimate
+    lost: Estimate
+    """Points, paired by sample."""
+
+
 class Checkpoint(Value):
     """A trained model: ``model.safetensors`` and ``curves.jsonl`` beside it."""
 
@@ -87,6 +102,8 @@ class Checkpoint(Value):
     precision: str
     skipped_steps: int = 0
     """Steps left out because their loss was not finite (``on_nan: skip``)."""
+    source: SourceKept | None = None
+    """Where the strategy names a labelled source."""
 
 
 class Transfer(Value):

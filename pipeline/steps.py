@@ -18,7 +18,7 @@ from distilledge.pipeline.recipe import ExportTarget, Measure, Recipe, Student, 
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.step_packages import TEXT_PACKAGES, export_packages, package_versions, training_packages
 from distilledge.pipeline.store import fingerprint
-from distilledge.pipeline.transfer import TRANSFER, from_scratch, strategy_inputs
+from distilledge.pipeline.transfer import TRANSFER, from_scratch, strategy_inputs, training_inputs
 from distilledge.targets.base import RuntimeName
 from distilledge.targets.saturation import saturates
 
@@ -120,7 +120,9 @@ def _model_inputs(recipe: Recipe, model: Teacher | Student) -> dict[str, Any]:
     """Without the language model before it, which is a step of its own."""
     other = {"input"} if recipe.is_text else {"text"}
     inputs = {
-        **model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *TRANSFER, *other}),
+        **training_inputs(
+            model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *TRANSFER, *other})
+        ),
         **strategy_inputs(model),
         "weights": _weights_hash(model.weights),
     }
@@ -151,7 +153,7 @@ def _language_inputs(recipe: Recipe, data: Step, model: Teacher | Student) -> di
     return {
         "data": data.fingerprint,
         "model": {k: v for k, v in _model_inputs(recipe, model).items() if k != "training"},
-        "pretraining": model.pretraining.model_dump(mode="json", exclude={"corpus"}),
+        "pretraining": training_inputs(model.pretraining.model_dump(mode="json", exclude={"corpus"})),
         "corpus": corpus and _weights_hash(corpus),
         "seed": recipe.seed,
         "packages": package_versions(TEXT_PACKAGES),

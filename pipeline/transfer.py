@@ -5,11 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from distilledge.pipeline.data.content import unlabelled_hash
-from distilledge.pipeline.recipe import Recipe, Student, Teacher
+from distilledge.pipeline.recipe import Recipe, Student, Teacher, Training
 from distilledge.pipeline.recipe_strategy import Strategy, is_default
 
 TRANSFER = {"strategy", "check_transfer", "require_positive_transfer"}
 """Fields of a teacher that change nothing where they are not used."""
+
+
+LATER = ("batch_norm", "dropout", "drop_path")
+"""Fields of a training that change nothing where they are not used."""
+
+
+def training_inputs(fields: dict[str, Any]) -> dict[str, Any]:
+    """A dumped model of a recipe, without the fields of its trainings that came later and are not used."""
+    made = dict(fields)
+    for name in ("training", "pretraining"):
+        if isinstance(made.get(name), dict):
+            made[name] = training_inputs(made[name])
+    unused = {name: Training.model_fields[name].default for name in LATER}
+    return {name: value for name, value in made.items() if name not in unused or value != unused[name]}
 
 
 def strategy_inputs(model: Teacher | Student) -> dict[str, Any]:

@@ -60,8 +60,10 @@ class Learner:
         self.objective.train()
         if self.objective.tuning is not None:
             self.objective.tuning.begin_epoch(self.objective.model, epoch, values)
-            return
-        training.train_mode(self.objective.model, freeze_backbone=self.settings.freeze_backbone)
+        else:
+            training.train_mode(self.objective.model, freeze_backbone=self.settings.freeze_backbone)
+        if self.settings.batch_norm == "frozen":
+            training.freeze_norms(self.objective.model)
 
     def step(self, batch: Batch, number: int, seed: int) -> float:
         """One optimizer step, ``number`` of the whole training (from 0); returns the loss.
@@ -77,8 +79,7 @@ class Learner:
             for buffer, value in zip(self._buffers, before, strict=False):
                 buffer.copy_(value)
             return math.nan
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self._optimizer_step()
         if self.average is not None:
             self.average.update(self.objective.model, number)
         return loss
@@ -103,7 +104,7 @@ class Learner:
             self._halve(len(batch.inputs), failure)
 
     def _accumulate(self, batch: Batch, seed: int) -> float:
-        torch.manual_seed(seed)
+        self._seed(seed)
         total = len(batch.inputs)
         size = math.ceil(total / self.parts)
         losses = []
@@ -117,8 +118,24 @@ class Learner:
     def _piece(self, piece: Batch, share: float) -> Tensor:
         """Add the gradients of a piece that is ``share`` of the step; returns its part of the loss."""
         loss: Tensor = self._forward(piece) * share
-        self.accelerator.backward(loss)
+        if self.accelerator.scaler is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self.accelerator.backward(loss)
         return loss.detach()
+
+    def _optimizer_step(self) -> None:
+        """The same as Accelerate's, which looks for packages on the disk in each step, where no scaler is in use."""
+        optimizer = self._optimizer if self.accelerator.scaler is not None else self._optimizer.optimizer
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _seed(self, seed: int) -> None:
+        """Of the devices in use: ``torch.manual_seed`` keeps a stack trace for each of the others, in each step."""
+        if self.accelerator.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def _checked(self, losses: list[Tensor]) -> float:
         """The step's loss; NaN where it or (but for fp16, whose scaler sees to that) the gradient is not finite.

@@ -20,7 +20,7 @@ from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.feed import Feed
 from distilledge.pipeline.training.loop import Plan, Trained, curves, train
 from distilledge.pipeline.training.objective import Objective
-from distilledge.pipeline.transfer import TRANSFER, strategy_inputs
+from distilledge.pipeline.transfer import TRANSFER, strategy_inputs, training_inputs
 
 Taught = tuple[Checkpoint, Path]
 """A trained model and its directory."""
@@ -79,21 +79,22 @@ class Made:
     """The kept state as it is saved: adapters are merged here."""
 
 
-def run_stage(stage: Stage, objective: Objective, feed: Feed, made: Made) -> Checkpoint:
-    """Train, write ``model.safetensors`` and ``curves.jsonl`` into ``stage.out``."""
+def run_stage(stage: Stage, objective: Objective, feed: Feed, made: Made, *, save_seconds: float = 0.0) -> Checkpoint:
+    """Train, write ``model.safetensors`` and ``curves.jsonl`` into ``stage.out``. ``save_seconds``: see ``Plan``."""
     plan = Plan(
         stage=stage.name,
         settings=stage.settings,
         seed=stage.recipe.seed,
         metric="accuracy" if stage.pretraining else stage.recipe.metric,
         identity=_identity(stage, made),
+        save_seconds=save_seconds,
     )
     return write(stage, made, train(objective, feed, plan, partial=stage.partial, report=stage.report))
 
 
 def _identity(stage: Stage, made: Made) -> str:
     parts = {
-        "part": stage.part.model_dump(mode="json", exclude=TRANSFER) | strategy_inputs(stage.part),
+        "part": training_inputs(stage.part.model_dump(mode="json", exclude=TRANSFER)) | strategy_inputs(stage.part),
         "seed": stage.recipe.seed,
         "data": stage.splits.data_hash,
         "distill": stage.recipe.distill.model_dump(mode="json") if stage.role == "student" else None,

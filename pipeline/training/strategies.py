@@ -21,6 +21,7 @@ from distilledge.models.transfer import Tuning
 from distilledge.pipeline import recipe_strategy as given
 from distilledge.pipeline.recipe_training import Lora
 from distilledge.pipeline.record import Checkpoint
+from distilledge.pipeline.training import source
 from distilledge.pipeline.training.counters import ADAPTERS, weights_drawn
 from distilledge.pipeline.training.feed import Feed
 from distilledge.pipeline.training.fisher import source_fisher
@@ -30,6 +31,8 @@ from distilledge.pipeline.training.probe import Probe, probe
 from distilledge.pipeline.training.stage import Made, Stage, run_stage, write
 
 log = logging.getLogger("distilledge.training")
+HEAD_SAVED = 1.0
+"""Seconds between saved states of a training on features in memory."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,21 @@ def teach(
         tuning=change.tuning,
         penalty=change.penalty,
     )
-    return run_stage(stage, objective, change.feed or subject.feed, made)
+    often = 0.0 if change.feed is None else HEAD_SAVED
+    return _judged(subject, run_stage(stage, objective, change.feed or subject.feed, made, save_seconds=often))
+
+
+def _judged(subject: Subject, made: Checkpoint) -> Checkpoint:
+    """With what is left of the source, where the strategy names one."""
+    chosen = given.arguments(subject.stage.recipe.teacher.strategy)
+    if not isinstance(chosen, given.OfSource) or not chosen.source or subject.stage.from_scratch:
+        return made
+    drawn = chosen.samples if isinstance(chosen, given.EWC) and chosen.fisher == "source" else 0
+    if isinstance(subject.model, TextNet):
+        from distilledge.pipeline.training import source_text
+
+        return made.model_copy(update={"source": source_text.kept(subject.stage, chosen.source, drawn=drawn)})
+    return made.model_copy(update={"source": source.kept(subject.stage, chosen.source, drawn=drawn)})
 
 
 def fine_tune(subject: Subject, arguments: given.FineTune) -> Change:

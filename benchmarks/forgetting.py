@@ -1,0 +1,213 @@
+"""What a teacher forgets of its source while it learns a target, by strategy, with intervals over seeds.
+
+    python benchmarks/forgetting.py           some minutes on one core; --runs FILE goes on from what was run before
+    python benchmarks/forgetting.py --quick   one seed, two strategies, one epoch: labelled so
+
+Source: five classes of CIFAR-10, learned by MobileNetV1 x 0.25 at 64 pixels from its ImageNet weights. Target: the other
+five. After it the source's own head is put back on the new backbone. Strengths and learning rates were chosen on a seed
+that is not reported (``--tune``). A lower learning rate forgets less too: plain fine-tuning has one of its own as a
+control. Needs DISTILLEDGE_SHARED.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import common
+import numpy as np
+from transfer import T_95, Data, accuracy_of
+
+SIDE, SEEDS, TUNING_SEED = 64, (0, 1, 2, 3), 9
+SOURCE = ("airplane", "automobile", "bird", "cat", "deer")
+TARGET = ("dog", "frog", "horse", "ship", "truck")
+PER_CLASS = {"source": 400, "target": 200}
+EPOCHS = {"source": 8, "target": 6}
+EQUAL = 1.0
+"""Points of target accuracy that a strategy may lie below fine-tuning to be called equal."""
+FROZEN = {"batch_norm": "frozen"}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "fine-tune, moving BatchNorm": {"strategy": "fine-tune", "training": {}},
+    "fine-tune": {"strategy": "fine-tune", "training": FROZEN},
+    "fine-tune, a third of the lr": {"strategy": "fine-tune", "training": {**FROZEN, "lr": 1e-2 / 3}},
+    "l2-sp": {"strategy": "l2-sp", "arguments": {"alpha": 0.1, "beta": 0.01}, "training": FROZEN},
+    "ewc": {"strategy": "ewc", "arguments": {"strength": 400.0, "samples": 500}, "training": FROZEN},
+}
+PLAIN, KEEPING = "fine-tune", ("l2-sp", "ewc")
+TUNED: dict[str, dict[str, Any]] = {
+    **{f"lr {lr}": {"strategy": "fine-tune", "training": {**FROZEN, "lr": lr}} for lr in (0.001, 0.003, 0.01)},
+    **{
+        f"l2-sp {alpha}": {"strategy": "l2-sp", "arguments": {"alpha": alpha, "beta": 0.01}, "training": FROZEN}
+        for alpha in (0.01, 0.1, 1.0)
+    },
+    **{
+        f"ewc {strength}": {
+            "strategy": "ewc",
+            "arguments": {"strength": strength, "samples": 500},
+            "training": FROZEN,
+        }
+        for strength in (10.0, 100.0, 1000.0)
+    },
+}
+"""What ``--tune`` tries."""
+
+
+def made_set(folder: Path, classes: tuple[str, ...], per_class: int, seed: int) -> Path:
+    """A manifest of some classes: all test pictures, ``per_class`` to learn from, 10 to validate on."""
+    shared = Path(os.environ["DISTILLEDGE_SHARED"]) / "data" / "cifar10-subset"
+    rows = [r for r in csv.DictReader((shared / "splits.csv").open(encoding="utf-8")) if r["label"] in classes]
+    random, lines = np.random.default_rng(seed), ["path,label,split"]
+    for label in classes:
+        own = [r for r in rows if r["label"] == label and r["split"] == "train"]
+        drawn = [own[i]["file"] for i in random.permutation(len(own))[: per_class + 10]]
+        lines += [f"{file},{label},{'train' if i < per_class else 'validation'}" for i, file in enumerate(drawn)]
+        lines += [f"{r['file']},{label},test" for r in rows if r["label"] == label and r["split"] == "test"]
+    folder.mkdir(parents=True)
+    (folder / "images").symlink_to(shared / "images")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def trained(data: Path, out: Path, teacher: dict[str, Any], seed: int) -> tuple[Any, float]:
+    """The checkpoint of a teacher, and its accuracy on the test part of its own data."""
+    from distilledge.pipeline.data.prepare import prepare
+    from distilledge.pipeline.recipe import Recipe
+    from distilledge.pipeline.record import read_samples
+    from distilledge.pipeline.training.events import silent
+    from distilledge.pipeline.training.teacher import finetune
+
+    prepared, failed = out / "store" / "data", out / "failed"
+    for made in (prepared, failed, out / "model", out / "partial"):
+        made.mkdir(parents=True)
+    settings = {"batch_size": 32, "optimizer": "sgd", "lr": 1e-2, "weight_decay": 1e-4, "select": "last"}
+    training = {**settings, "device": "cpu", **teacher.pop("training")}
+    own = {"model": "mobilenetv1_025", "input": {"size": SIDE}, **teacher, "training": training}
+    place = {"path": str(data), "workers": 0, "allow_leakage": True, "min_size": 8}
+    recipe = Recipe.model_validate({"name": "forgetting", "seed": seed, "data": place, "teacher": own})
+    splits = prepare(recipe.data, bit_depth=8, seed=seed, out=prepared, unlabelled=None, failed=failed)
+    made = finetune(recipe, splits, prepared, out / "model", out / "partial", silent)
+    (out / "model" / "value.json").write_text(made.model_dump_json(), encoding="utf-8")
+    return made, accuracy_of(Data(splits, prepared, read_samples(prepared)), made, out / "model")
+
+
+class Bench:
+    """A folder of one process; the source's models are trained once for each seed."""
+
+    def __init__(self, folder: Path, epochs: dict[str, int]) -> None:
+        self.folder, self.epochs = folder, epochs
+
+    def source(self, seed: int) -> tuple[Path, Path]:
+        """Weights and pictures."""
+        pictures, out = self.folder / f"source-{seed}", self.folder / f"source-model-{seed}"
+        if not out.exists():
+            made_set(pictures, SOURCE, PER_CLASS["source"], seed)
+            imagenet = f"{os.environ['DISTILLEDGE_SHARED']}/weights/mobilenetv1_025_tfqat/model.safetensors"
+            teacher = {"weights": imagenet, "training": {"epochs": self.epochs["source"]}}
+            _, accuracy = trained(pictures, out, teacher, seed)
+            print(f"source, seed {seed}: {accuracy:.3f}", file=sys.stderr, flush=True)
+        return out / "model" / "model.safetensors", pictures
+
+    def run(self, name: str, options: dict[str, Any], seed: int) -> common.Row:
+        weights, pictures = self.source(seed)
+        target = self.folder / f"target-{seed}"
+        if not target.exists():
+            made_set(target, TARGET, PER_CLASS["target"], seed + 100)
+        arguments = {"source": str(pictures), **options.get("arguments", {})}
+        teacher = {
+            "weights": str(weights),
+            "strategy": {"name": options["strategy"], "arguments": arguments},
+            "training": {"epochs": self.epochs["target"], **options["training"]},
+        }
+        out = self.folder / f"{name.replace(' ', '-')}-{seed}"
+        made, accuracy = trained(target, out, teacher, seed)
+        kept = made.source
+        found = {"target": accuracy, "before": kept.before.value, "after": kept.after.value, "pictures": kept.samples}
+        print(f"{name}, seed {seed}: {found}", file=sys.stderr, flush=True)
+        return {"strategy": name, "seed": seed, **found}
+
+
+def recorded(path: Path | None) -> list[common.Row]:
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def interval(values: list[float]) -> tuple[float, float | None, float | None]:
+    """Mean in points with Student's 95 % interval over the seeds."""
+    points = 100 * np.array(values)
+    if len(points) < 2:
+        return float(points.mean()), None, None
+    half = {**T_95, 4: 3.182, 5: 2.776}[len(points)] * points.std(ddof=1) / np.sqrt(len(points))
+    return float(points.mean()), float(points.mean() - half), float(points.mean() + half)
+
+
+def rows_of(runs: list[common.Row], names: list[str], seeds: tuple[int, ...]) -> list[common.Row]:
+    """Accuracies, and the paired differences from plain fine-tuning, seed by seed."""
+    found = {(r["strategy"], r["seed"]): r for r in runs}
+    made = []
+    for name in names:
+        own = [found[name, seed] for seed in seeds]
+        row: common.Row = {"strategy": name, "before": 100 * float(np.mean([r["before"] for r in own]))}
+        for key in ("target", "after"):
+            row |= dict(zip((key, f"{key}_low", f"{key}_high"), interval([r[key] for r in own]), strict=True))
+            plain = [r[key] - found[PLAIN, r["seed"]][key] for r in own]
+            row |= dict(zip((f"{key}_gain", f"{key}_gain_low", f"{key}_gain_high"), interval(plain), strict=True))
+        made.append(row)
+    return made
+
+
+def bars_of(rows: list[common.Row]) -> list[common.Row]:
+    """Of the best strategy that is level with fine-tuning on the target: the lower end of what it keeps more."""
+    level = [r for r in rows if r["strategy"] in KEEPING and r["target_gain"] >= -EQUAL]
+    best = max(level, key=lambda r: r["after_gain"], default=None)
+    named = f" ({best['strategy']})" if best else ""
+    low = float("nan") if best is None else best["after_gain_low"]
+    target = float("nan") if best is None else best["target_gain"]
+    return [
+        common.bar(f"points of target accuracy above fine-tuning{named}", target, -EQUAL, at_most=False),
+        common.bar(f"points of the source kept more, lower end{named}", float("nan") if low is None else low, 0.0)
+        | {"holds": low is not None and low > 0},
+    ]
+
+
+def main() -> None:
+    parser = common.arguments(__doc__ or "")
+    parser.add_argument("--runs", type=Path, default=None, help="file of the trainings that were run before")
+    parser.add_argument("--tune", action="store_true", help="strengths on a seed of their own; nothing is recorded")
+    options = parser.parse_args()
+    if "DISTILLEDGE_SHARED" not in os.environ:
+        sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
+    import torch
+
+    torch.set_num_threads(1)
+    runs = recorded(options.runs)
+    seeds, epochs, chosen = (SEEDS[:1], {"source": 1, "target": 1}, [PLAIN, "l2-sp"]) if options.quick else (
+        SEEDS, EPOCHS, list(STRATEGIES)
+    )
+    with TemporaryDirectory() as place:
+        bench = Bench(Path(place), epochs)
+        if options.tune:
+            for name, tried in TUNED.items():
+                bench.run(name, tried, TUNING_SEED)
+            return
+        for seed, name in product(seeds, chosen):
+            if not any(r["strategy"] == name and r["seed"] == seed for r in runs):
+                runs.append(bench.run(name, STRATEGIES[name], seed))
+                if options.runs:
+                    options.runs.write_text("".join(json.dumps(r) + "\n" for r in runs), encoding="utf-8")
+    rows = rows_of(runs, chosen, seeds)
+    extra = {"model": "mobilenetv1_025", "size": SIDE, "seeds": list(seeds), "threads": 1, "per_class": PER_CLASS}
+    extra |= {"epochs": epochs, "test_pictures": runs[0]["pictures"], "settings": {n: STRATEGIES[n] for n in chosen}}
+    facts = common.conditions(quick=options.quick, packages=("torch", "timm", "accelerate"), extra=extra)
+    name = "forgetting-quick" if options.quick else "forgetting"
+    common.finish(name, facts, rows, bars_of(rows), out=options.out)
+
+
+if __name__ == "__main__":
+    main()
