@@ -3,8 +3,8 @@
     python benchmarks/forgetting.py           some minutes on one core; --runs FILE goes on from what was run before
     python benchmarks/forgetting.py --quick   one seed, two strategies, one epoch: labelled so
 
-Source: five classes of CIFAR-10, learned by MobileNetV1 x 0.25 at 64 pixels from its ImageNet weights. Target: the other
-five. After it the source's own head is put back on the new backbone. Strengths and learning rates were chosen on a seed
+Source: six classes of CIFAR-10, learned by MobileNetV1 x 0.25 at 64 pixels from its ImageNet weights. Target: the
+other four. After it the source's own head is put back on the new backbone. Strengths and learning rates were chosen on a seed
 that is not reported (``--tune``). A lower learning rate forgets less too: plain fine-tuning has one of its own as a
 control. Needs DISTILLEDGE_SHARED.
 """
@@ -24,11 +24,12 @@ import common
 import numpy as np
 from transfer import T_95, Data, accuracy_of
 
-SIDE, SEEDS, TUNING_SEED = 64, (0, 1, 2, 3), 9
-SOURCE = ("airplane", "automobile", "bird", "cat", "deer")
-TARGET = ("dog", "frog", "horse", "ship", "truck")
-PER_CLASS = {"source": 400, "target": 200}
-EPOCHS = {"source": 8, "target": 6}
+SIDE, SEEDS, TUNING_SEED = 64, (0, 1, 2), 9
+SOURCE = ("airplane", "automobile", "bird", "cat", "deer", "dog")
+TARGET = ("frog", "horse", "ship", "truck")
+"""Not as many as the source's: the target's head must not start from the source's."""
+PER_CLASS = {"source": 300, "target": 160}
+EPOCHS = {"source": 6, "target": 5}
 EQUAL = 1.0
 """Points of target accuracy that a strategy may lie below fine-tuning to be called equal."""
 FROZEN = {"batch_norm": "frozen"}
@@ -41,10 +42,10 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 PLAIN, KEEPING = "fine-tune", ("l2-sp", "ewc")
 TUNED: dict[str, dict[str, Any]] = {
-    **{f"lr {lr}": {"strategy": "fine-tune", "training": {**FROZEN, "lr": lr}} for lr in (0.001, 0.003, 0.01)},
+    **{f"lr {lr}": {"strategy": "fine-tune", "training": {**FROZEN, "lr": lr}} for lr in (0.003, 0.01)},
     **{
         f"l2-sp {alpha}": {"strategy": "l2-sp", "arguments": {"alpha": alpha, "beta": 0.01}, "training": FROZEN}
-        for alpha in (0.01, 0.1, 1.0)
+        for alpha in (0.1, 1.0)
     },
     **{
         f"ewc {strength}": {
@@ -187,8 +188,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     runs = recorded(options.runs)
-    seeds, epochs, chosen = (SEEDS[:1], {"source": 1, "target": 1}, [PLAIN, "l2-sp"]) if options.quick else (
-        SEEDS, EPOCHS, list(STRATEGIES)
+    seeds, epochs, chosen = (
+        (SEEDS[:1], {"source": 1, "target": 1}, [PLAIN, "l2-sp"])
+        if options.quick
+        else (SEEDS, EPOCHS, list(STRATEGIES))
     )
     with TemporaryDirectory() as place:
         bench = Bench(Path(place), epochs)

@@ -122,9 +122,7 @@ def input_defaults(name: str) -> InputDefaults:
     )
 
 
-def build(
-    name: str, *, classes: int, size: int, pretrained: bool = False, rates: Rates | None = None
-) -> nn.Module:
+def build(name: str, *, classes: int, size: int, pretrained: bool = False, rates: Rates | None = None) -> nn.Module:
     """The architecture, for pictures of ``size`` pixels; weights random, or from the hub if ``pretrained``.
 
     Transformers with a fixed grid get ``size`` as ``img_size``: their position embedding is resampled when weights

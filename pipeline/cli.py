@@ -19,6 +19,7 @@ import typer
 
 from distilledge.models.errors import DistilledgeError
 from distilledge.pipeline.cli_benchmark import benchmark, compare
+from distilledge.pipeline.cli_choose import lr_find
 from distilledge.pipeline.cli_devices import app as devices
 from distilledge.pipeline.cli_lists import DEMOS, Json, doctor, known_task, models, table
 from distilledge.pipeline.cli_run import load_for, run_recipe, shipped
@@ -161,6 +162,7 @@ for _verb, (_until, _help) in STAGE_VERBS.items():
 
 app.command()(benchmark)
 app.command()(compare)
+app.command(name="lr-find")(lr_find)
 app.command()(models)
 app.command()(doctor)
 app.add_typer(devices, name="devices")

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from distilledge.models.base import Value
 from distilledge.pipeline.compress.ledger import Ledger
-from distilledge.pipeline.recipe import Recipe, TaskName
+from distilledge.pipeline.recipe import MetricName, Recipe, TaskName
 from distilledge.pipeline.stats import Estimate
 from distilledge.targets.base import Exported, Measurement, Predictions
 from distilledge.targets.protocol import Audit, Energy, ScenarioRun, Tries
@@ -109,14 +109,14 @@ class Checkpoint(Value):
 class Transfer(Value):
     """What pretrained weights were worth: the teacher beside the same model trained from random ones, on test."""
 
-    metric: Literal["accuracy", "balanced_accuracy"]
+    metric: MetricName
     samples: int
     teacher: Estimate
     scratch: Estimate
     gain: Estimate
     """Points the teacher lies above the model from scratch, paired by sample."""
     p_value: float
-    """McNemar, exact."""
+    """McNemar, exact; of metrics of counts, answers swapped at random (Noreen 1989)."""
     outcome: Literal["helped", "hurt", "undecided"]
     """By whether the interval of the gain lies above 0, below it, or holds it."""
 

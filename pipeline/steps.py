@@ -28,7 +28,7 @@ VERSIONS = {
     "student": 2,
     "control": 2,
     "scratch": 1,
-    "transfer": 1,
+    "transfer": 2,
     "pretrain": 1,
     "export": 1,
     "verify": 3,

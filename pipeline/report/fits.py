@@ -56,6 +56,5 @@ def gain_words(found: Transfer) -> str:
     return (
         f"the teacher has {100 * found.teacher.value:.1f} % {name}, the same model from random weights "
         f"{100 * found.scratch.value:.1f} %: {found.gain.value:+.1f} points "
-        f"[{found.gain.low:+.1f}, {found.gain.high:+.1f}] on {found.samples} test samples (McNemar p = "
-        f"{found.p_value:.2g})"
+        f"[{found.gain.low:+.1f}, {found.gain.high:+.1f}] on {found.samples} test samples (p = {found.p_value:.2g})"
     )

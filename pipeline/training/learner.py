@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -31,7 +31,10 @@ class Learner:
         self, objective: Objective, settings: Training, accelerator: Accelerator, *, steps: int, warmup_steps: int
     ) -> None:
         self.objective, self.settings, self.accelerator = objective, settings, accelerator
-        self._steps, self._warmup_steps = steps, warmup_steps
+        self.schedule: Callable[[int], float] = lambda number: lr_factor(
+            number, steps, warmup_steps, settings.min_lr_ratio
+        )
+        """Step of the whole training -> share of the peak learning rate."""
         self.parts = 1
         optimizer = make_optimizer(objective.model, list(objective.extra_parameters()), settings, objective.tuning)
         if settings.channels_last:
@@ -71,7 +74,7 @@ class Learner:
         Where the loss or the gradient is not finite, nothing is changed (batch statistics neither) and NaN is returned.
         Raises ``ResourceError`` when memory ends, unless ``auto_batch`` finds a size that fits.
         """
-        set_lr(self._optimizer.optimizer, self._lr_factor(number))
+        set_lr(self._optimizer.optimizer, self.schedule(number))
         before = [b.clone() for b in self._buffers] if self.settings.on_nan == "skip" else []
         loss = self._gradients(batch, seed)
         if not math.isfinite(loss):
@@ -88,9 +91,6 @@ class Learner:
     def lr(self) -> float:
         """The largest learning rate of the last step."""
         return max(float(group["lr"]) for group in self._optimizer.param_groups)
-
-    def _lr_factor(self, number: int) -> float:
-        return lr_factor(number, self._steps, self._warmup_steps, self.settings.min_lr_ratio)
 
     def _gradients(self, batch: Batch, seed: int) -> float:
         """Gradients of the mean loss, in ``parts`` pieces of the batch; more of them each time memory ends."""

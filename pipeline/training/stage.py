@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from distilledge.pipeline.transfer import TRANSFER, strategy_inputs, training_in
 
 Taught = tuple[Checkpoint, Path]
 """A trained model and its directory."""
+
+
+TRAINER: ContextVar[Callable[..., Trained]] = ContextVar("trainer", default=train)
+"""What is done with an objective and its feed: ``loop.train``, but where ``lr_find`` tries learning rates on them."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def run_stage(stage: Stage, objective: Objective, feed: Feed, made: Made, *, sav
         identity=_identity(stage, made),
         save_seconds=save_seconds,
     )
-    return write(stage, made, train(objective, feed, plan, partial=stage.partial, report=stage.report))
+    return write(stage, made, TRAINER.get()(objective, feed, plan, partial=stage.partial, report=stage.report))
 
 
 def _identity(stage: Stage, made: Made) -> str:

@@ -21,14 +21,15 @@ from distilledge.models.transfer import Tuning
 from distilledge.pipeline import recipe_strategy as given
 from distilledge.pipeline.recipe_training import Lora
 from distilledge.pipeline.record import Checkpoint
-from distilledge.pipeline.training import source
+from distilledge.pipeline.training import source, source_text
 from distilledge.pipeline.training.counters import ADAPTERS, weights_drawn
 from distilledge.pipeline.training.feed import Feed
 from distilledge.pipeline.training.fisher import source_fisher
-from distilledge.pipeline.training.loop import Trained
+from distilledge.pipeline.training.loop import Trained, train
 from distilledge.pipeline.training.objective import Objective, Tap
 from distilledge.pipeline.training.probe import Probe, probe
-from distilledge.pipeline.training.stage import Made, Stage, run_stage, write
+from distilledge.pipeline.training.source_text import Language
+from distilledge.pipeline.training.stage import TRAINER, Made, Stage, run_stage, write
 
 log = logging.getLogger("distilledge.training")
 HEAD_SAVED = 1.0
@@ -43,6 +44,8 @@ class Subject:
     model: nn.Module
     to_input: nn.Module
     feed: Feed
+    language: Language | None = None
+    """Of a text model: what it starts from."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +94,17 @@ def teach(
 
 
 def _judged(subject: Subject, made: Checkpoint) -> Checkpoint:
-    """With what is left of the source, where the strategy names one."""
+    """With what is left of the source, where the strategy names one and the model was trained."""
+    if TRAINER.get() is not train:
+        return made
     chosen = given.arguments(subject.stage.recipe.teacher.strategy)
     if not isinstance(chosen, given.OfSource) or not chosen.source or subject.stage.from_scratch:
         return made
     drawn = chosen.samples if isinstance(chosen, given.EWC) and chosen.fisher == "source" else 0
-    if isinstance(subject.model, TextNet):
-        from distilledge.pipeline.training import source_text
-
-        return made.model_copy(update={"source": source_text.kept(subject.stage, chosen.source, drawn=drawn)})
-    return made.model_copy(update={"source": source.kept(subject.stage, chosen.source, drawn=drawn)})
+    stage, language = subject.stage, subject.language
+    if language is not None:
+        return made.model_copy(update={"source": source_text.kept(stage, language, chosen.source, drawn=drawn)})
+    return made.model_copy(update={"source": source.kept(stage, chosen.source, drawn=drawn)})
 
 
 def fine_tune(subject: Subject, arguments: given.FineTune) -> Change:
@@ -124,10 +128,12 @@ def l2_sp(subject: Subject, arguments: given.L2SP) -> Change:
 
 
 def ewc(subject: Subject, arguments: given.EWC) -> Change:
-    if isinstance(subject.model, TextNet):
-        raise UsageError("E2466", "strategy ewc is of pictures", "use l2-sp, or lora")
     tuning = _tuning(subject)
-    fisher = source_fisher(subject.stage, arguments, [name for names in tuning.groups[:-1] for name in names])
+    below = [name for names in tuning.groups[:-1] for name in names]
+    if subject.language is not None:
+        fisher = source_text.source_fisher(subject.stage, subject.language, arguments, below)
+    else:
+        fisher = source_fisher(subject.stage, arguments, below)
     return Change(tuning, penalties.ewc(subject.model, fisher, arguments.strength))
 
 
