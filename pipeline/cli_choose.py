@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from distilledge.pipeline.cli_lists import Json
-from distilledge.pipeline.cli_run import load_for
+from distilledge.pipeline.cli_run import load_for, shipped
 
 NO_OVERRIDES: list[str] = []
 
@@ -55,3 +55,34 @@ def lr_find(
     if not found.diverged:
         typer.echo("the loss did not diverge before the last step: --highest may be too low")
     typer.echo(f"next: distilledge run {recipe} --set {role}.training.lr={found.suggestion:.1e}")
+
+
+def show_suggestion(
+    place: Path, overrides: list[str], smoke: bool, as_json: bool, *, target: str = "", keep: bool = False
+) -> None:
+    """Of a recipe, or of a data set that ``init`` could draft one for."""
+    from distilledge.pipeline.suggest import propose
+    from distilledge.pipeline.suggest_look import facts_of, recipe_of
+
+    is_recipe = place.suffix in (".yaml", ".yml") or any(p.stem == str(place) for p in shipped())
+    recipe = load_for(place, overrides, smoke) if is_recipe else recipe_of(place, overrides)
+    facts = facts_of(recipe, place, target=target, keep=keep)
+    made = propose(facts)
+    if as_json:
+        typer.echo(json.dumps({"facts": facts._asdict(), "proposal": made._asdict()}))
+        return
+    typer.echo(
+        f"{facts.samples} labelled samples to learn from, {facts.classes} classes, {facts.per_class} of the "
+        f"smallest; {facts.unlabelled} without labels"
+    )
+    if facts.distance is not None:
+        typer.echo(f"distance to the source of the weights: {facts.distance:.2f} nats")
+    if facts.separation is not None:
+        typer.echo(f"neighbours of the same class in frozen features: {100 * facts.separation:.0f} %, classes alike")
+    for note in facts.unknown:
+        typer.echo(f"not known: {note}")
+    typer.echo(f"\nproposed: {made.strategy}: {made.reason}")
+    if made.lines:
+        typer.echo("\n" + made.lines)
+    for note in made.also:
+        typer.echo(f"also: {note}")
