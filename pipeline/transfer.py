@@ -34,6 +34,8 @@ def strategy_inputs(model: Teacher | Student) -> dict[str, Any]:
     source = fields["arguments"].get("source")
     if source:
         fields["arguments"]["source"] = unlabelled_hash(source)
+    if model.training.layer_decay != 1:
+        fields["layers"] = "fine"  # they were groups once
     return {"strategy": fields}
 
 

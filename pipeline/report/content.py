@@ -34,7 +34,7 @@ from distilledge.pipeline.record import (
 )
 from distilledge.pipeline.report import answers, results, text_answers
 from distilledge.pipeline.report.answers import Pair, Pictures
-from distilledge.pipeline.report.fits import fit_words
+from distilledge.pipeline.report.fits import monitor_words
 from distilledge.pipeline.report.protocol import protocol_content
 from distilledge.pipeline.report.vocabulary import BesideHost, Curve, DataSummary, ReportContent, StageLine, Tokenizer
 from distilledge.targets.ondevice.preprocess import InputSpec
@@ -97,13 +97,22 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         curves=tuple(c for checkpoint in stages.checkpoints for c in _curves(run, checkpoint.role)),
         teacher_worth=answers.teacher_worth(evidence),
         transfer=_read(run, "transfer", Transfer),
-        fits=tuple(fit_words(c.role, _json_lines(run.directory(c.role) / "curves.jsonl")) for c in stages.checkpoints),
+        fits=tuple(
+            monitor_words(c, _json_lines(run.directory(c.role) / "curves.jsonl"), _asked(run, c))
+            for c in stages.checkpoints
+        ),
         parities=stages.parities.items,
         tokenizers=_tokenizers(run, stages) if run.recipe.is_text else (),
         ledgers=tuple((e.runtime, e.ledger) for e in stages.exports if e.ledger is not None),
         left_out=_left_out(run, stages),
         **_compared(run, stages, evidence, pair, gallery),
     )
+
+
+def _asked(run: RunRecord, made: Checkpoint) -> int:
+    """Epochs that the recipe gives a model."""
+    part = run.recipe.teacher if made.role == "teacher" else run.recipe.student
+    return part.training.epochs
 
 
 def _read_stages(run: RunRecord) -> _Stages:

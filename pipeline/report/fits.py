@@ -1,11 +1,11 @@
-"""Trainings in words: whether a model overfitted, which epoch was kept, and whether transfer helped."""
+"""Trainings in words: whether a model overfitted, which epoch was kept, whether transfer helped, what was forgotten."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distilledge.pipeline.record import Transfer
+from distilledge.pipeline.record import Checkpoint, SourceKept, Transfer
 from distilledge.pipeline.report.vocabulary import ReportContent
 
 RISE, FALL = 0.05, 0.02
@@ -13,8 +13,19 @@ RISE, FALL = 0.05, 0.02
 
 
 def training_words(content: ReportContent) -> tuple[str, ...]:
-    """Lines for the report, one for each training, and the verdict on transfer."""
-    return (*content.fits, *([transfer_words(content.transfer)] if content.transfer else []))
+    """Lines for the report, one for each training, the verdict on transfer, and what of the source is left."""
+    sources = [source_words(c.source) for c in content.checkpoints if c.source is not None]
+    return (*content.fits, *([transfer_words(content.transfer)] if content.transfer else []), *sources)
+
+
+def monitor_words(made: Checkpoint, rows: Sequence[Mapping[str, Any]], asked: int) -> str:
+    """``fit_words``, which epoch's weights were kept, and whether the training ended before its ``asked`` epochs."""
+    if len(rows) < 2:
+        return fit_words(made.role, rows)
+    last = made.best_epoch == len(rows)
+    kept = "The last epoch's weights were kept" if last else f"Epoch {made.best_epoch}'s weights were kept"
+    stopped = f"; it stopped early, after {len(rows)} of {asked} epochs" if len(rows) < asked else ""
+    return f"{fit_words(made.role, rows)} {kept}{stopped}."
 
 
 def fit_words(role: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -38,6 +49,20 @@ def fit_words(role: str, rows: Sequence[Mapping[str, Any]]) -> str:
         return f"{role}: its validation loss was still falling at the last epoch, {len(rows)}: more epochs may help."
     return (
         f"{role}: no sign of overfitting; its validation loss was least, {held[least]:.3f}, at epoch {least + 1}{gap}."
+    )
+
+
+def source_words(found: SourceKept) -> str:
+    """What the teacher has forgotten."""
+    where = "the source's own test part" if found.declared else "the source, which the weights may have been trained on"
+    noun = "pictures" if found.what == "accuracy" else "tokens"
+    low, high = found.lost.low, found.lost.high
+    within = "" if low is None or high is None else f" [{low:+.1f}, {high:+.1f}]"
+    verb = "is not shown to have forgotten" if low is not None and low <= 0 else "forgot"
+    return (
+        f"Source: the teacher {verb} what its weights knew: {100 * found.before.value:.1f} % {found.what} before, "
+        f"{100 * found.after.value:.1f} % after, {found.lost.value:+.1f} points{within} lost, on {found.samples} "
+        f"{noun} of {where}."
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distilledge.models import penalties, text_lora, transfer, vision_lora
+from distilledge.models import penalties, text_lora, training, transfer, vision_lora
 from distilledge.models.errors import UsageError
 from distilledge.models.losses_total import DistillationLoss
 from distilledge.models.penalties import Penalty
@@ -187,5 +187,7 @@ def _tuning(
         raise UsageError(
             "E2467", f"layers: {top - 1}, but the model has {len(groups) - 1} below its head", "leave layers out"
         )
-    own = subject.stage.settings.layer_decay
-    return Tuning(groups, top=top, decay=own if decay is None else decay, opened=opened)
+    own, shares = subject.stage.settings.layer_decay, None
+    if decay is None and own != 1:
+        shares = training.learning_rates(subject.model, own)
+    return Tuning(groups, top=top, decay=1.0 if decay is None else decay, opened=opened, shares=shares)
