@@ -115,7 +115,7 @@ def _few(facts: Facts) -> Proposal | None:
         why = (
             f"{size}, and {_distance_words(facts)}: the top layers must change, the lower ones have too little to go by"
         )
-        return Proposal("fine-tune", why, _lines("fine-tune", {"layers": 2}, 3e-4))
+        return Proposal("fine-tune", why, _lines("fine-tune", {"layers": 2}, _rate(facts) / 3))
     if facts.task in ("token-classification", "question-answering"):
         why = f"{size}: low-rank adapters have little to overfit with"
         return Proposal("lora", why, _lines("lora", {}, 1e-3))
@@ -131,14 +131,14 @@ def _moderate(facts: Facts) -> Proposal | None:
     size = f"{facts.per_class} samples of the smallest class"
     if _fits(facts) is False:
         why = f"{size}, and {_distance_words(facts)}: the features themselves must change"
-        return Proposal("fine-tune", why, _lines("fine-tune", {}, 1e-3))
+        return Proposal("fine-tune", why, _lines("fine-tune", {}, _rate(facts)))
     why = f"{size}: enough for the top layers, while the lower ones, which are general, stay"
-    return Proposal("fine-tune", why, _lines("fine-tune", {"layers": 2}, 1e-3))
+    return Proposal("fine-tune", why, _lines("fine-tune", {"layers": 2}, _rate(facts)))
 
 
 def _many(facts: Facts) -> Proposal | None:
     why = f"{facts.per_class} samples of the smallest class are enough to fine-tune all layers"
-    return Proposal("fine-tune", why, _lines("fine-tune", {}, 1e-3))
+    return Proposal("fine-tune", why, _lines("fine-tune", {}, _rate(facts)))
 
 
 ROWS = (_no_labels, _several, _other_domain, _keep, _from_scratch, _few, _moderate, _many)
@@ -172,6 +172,11 @@ def _also(facts: Facts) -> tuple[str, ...]:
     if facts.pretrained:
         made.append("teacher.check_transfer: true says what the weights were worth; `distilledge lr-find` finds the lr")
     return tuple(made)
+
+
+def _rate(facts: Facts) -> float:
+    """A peak learning rate to fine-tune from; ``lr-find`` knows better."""
+    return 1e-4 if facts.attention else 1e-3
 
 
 def _lines(name: str, arguments: dict[str, Any], lr: float) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from distilledge.pipeline.data.content import unlabelled_hash
-from distilledge.pipeline.recipe import Recipe, Student, Teacher, Training
+from distilledge.pipeline.data.content import content_hash, unlabelled_hash
+from distilledge.pipeline.data.listing import expand
+from distilledge.pipeline.data.manifest import MANIFESTS, find, guess_columns, read
+from distilledge.pipeline.recipe import Data, Recipe, Student, Teacher, Training
 from distilledge.pipeline.recipe_strategy import Strategy, is_default
 
 TRANSFER = {"strategy", "check_transfer", "require_positive_transfer"}
@@ -33,10 +36,21 @@ def strategy_inputs(model: Teacher | Student) -> dict[str, Any]:
     fields = model.strategy.model_dump(mode="json")
     source = fields["arguments"].get("source")
     if source:
-        fields["arguments"]["source"] = unlabelled_hash(source)
+        fields["arguments"]["source"] = source_hash(source)
     if model.training.layer_decay != 1:
         fields["layers"] = "fine"  # they were groups once
     return {"strategy": fields}
+
+
+def source_hash(path: str) -> str:
+    """Of the content of a source: the pictures that a manifest lists, all of a folder, or a file of texts."""
+    place = Path(expand(path))
+    if place.is_file() or any((place / name).is_file() for name in MANIFESTS):
+        header = read(find(place))[0] if place.is_dir() or place.suffix in (".csv", ".jsonl") else []
+        columns = guess_columns(header)
+        if columns.path in header:
+            return content_hash(Data(path=path, columns=columns))
+    return unlabelled_hash(path)
 
 
 def from_scratch(recipe: Recipe) -> Recipe:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from distilledge.models import training, vision
+from distilledge.models import penalties, training, vision
 from distilledge.models.domain_distance import batch_norm_distance
 from distilledge.models.errors import RejectedError, UsageError
 from distilledge.models.transfer import Tuning, layer_groups
@@ -31,7 +31,7 @@ from distilledge.pipeline.suggest import Facts, propose
 from distilledge.pipeline.training import feature_cache
 from distilledge.pipeline.training.lr_find import LrFound, plotted, range_test, suggested
 from distilledge.pipeline.training.source import read_source
-from distilledge.pipeline.transfer import training_inputs
+from distilledge.pipeline.transfer import source_hash, training_inputs
 
 FACTS = Facts(
     task="image-classification",
@@ -372,6 +372,37 @@ def test_a_source_without_labels_has_no_classes(tmp_path: Path) -> None:
     source = read_source(str(pictures(tmp_path / "heap", {"": 3})), seed=0, drawn=2)
     assert source.classes == ()
     assert len(source.learned) == 2
+
+
+def test_the_hash_of_a_source_is_of_what_is_used(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "set", {"a": 3, "b": 3})
+    folder = source_hash(str(root))
+    (root / "a" / "0.png").write_bytes(b"other")
+    assert source_hash(str(root)) != folder
+    (root / "manifest.csv").write_text("file,label\na/1.png,a\nb/1.png,b\n")
+    listed = source_hash(str(root))
+    (root / "a" / "0.png").write_bytes(b"what no line names")
+    assert source_hash(str(root)) == listed == source_hash(str(root / "manifest.csv"))
+    (root / "a" / "1.png").write_bytes(b"other")
+    assert source_hash(str(root)) != listed
+    (root / "texts.csv").write_text("text,label\nit rattles,pump\n")
+    texts = source_hash(str(root / "texts.csv"))
+    (root / "texts.csv").write_text("text,label\nit rattles again,pump\n")
+    assert source_hash(str(root / "texts.csv")) != texts
+
+
+def test_the_fisher_information_of_several_answers_is_the_closed_form() -> None:
+    """Of a linear layer: the gradient of sum_r log p(y_r | x_r) is sum_r (onehot(y_r) - p_r) x_r^T."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 3, bias=False)
+    samples = [torch.randn(5, 4) for _ in range(7)]
+    found = penalties.diagonal_fisher(net, [samples], ["weight"], seed=11, answer=net)["weight"]
+    random, expected = torch.Generator().manual_seed(11), torch.zeros(3, 4)
+    for x in samples:
+        shares = net(x).softmax(-1).detach()
+        drawn = torch.multinomial(shares, 1, generator=random)[:, 0]
+        expected += ((torch.eye(3)[drawn] - shares).T @ x).square() / len(samples)
+    assert torch.allclose(found, expected, rtol=1e-4)
 
 
 KEPT = SourceKept(

@@ -11,7 +11,6 @@ import torch
 from test_choosing import pictures
 from test_text_training import folders, language, recipe, weights
 
-from distilledge.models import penalties
 from distilledge.models.transfer import layer_groups
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.data.prepare import prepare
@@ -26,20 +25,6 @@ from distilledge.pipeline.training.teacher import finetune
 from distilledge.pipeline.training.text_start import start
 
 pytestmark = pytest.mark.slow
-
-
-def test_the_fisher_information_of_several_answers_is_the_closed_form() -> None:
-    """Of a linear layer: the gradient of sum_r log p(y_r | x_r) is sum_r (onehot(y_r) - p_r) x_r^T."""
-    torch.manual_seed(0)
-    net = torch.nn.Linear(4, 3, bias=False)
-    samples = [torch.randn(5, 4) for _ in range(7)]
-    found = penalties.diagonal_fisher(net, [samples], ["weight"], seed=11, answer=net)["weight"]
-    random, expected = torch.Generator().manual_seed(11), torch.zeros(3, 4)
-    for x in samples:
-        shares = net(x).softmax(-1).detach()
-        drawn = torch.multinomial(shares, 1, generator=random)[:, 0]
-        expected += ((torch.eye(3)[drawn] - shares).T @ x).square() / len(samples)
-    assert torch.allclose(found, expected, rtol=1e-4)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
