@@ -434,3 +434,15 @@ def test_a_training_in_words_says_what_was_kept_and_whether_it_stopped_early() -
     assert "stopped early" not in monitor_words(made, rows, 4)
     last = Checkpoint.model_construct(role="teacher", best_epoch=4)
     assert "The last epoch's weights were kept." in monitor_words(last, rows, 4)
+
+
+def test_dropout_of_a_text_model_is_that_of_every_layer() -> None:
+    from distilledge.models import text
+
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {"classes": 2, "vocabulary_size": 30, "max_length": 8, "pad_id": 0}
+    net = text.from_config("bert", config, task="text-classification", **sizes)
+    text.set_dropout(net, 0.37)
+    found = {m.p for m in net.modules() if isinstance(m, nn.Dropout)}
+    assert found == {0.37}
+    assert net.backbone.encoder.layer[0].attention.self.dropout.p == 0.37

@@ -156,8 +156,6 @@ class NoTap:
 def adapted(stage: Stage, started: Start) -> tuple[TextNet, Made]:
     """The network as it is trained: with adapters where the recipe asks for them, merged when it is saved."""
     made, settings = describe(started), stage.part.text.lora
-    if stage.settings.dropout is not None:
-        text.set_dropout(started.net, stage.settings.dropout)
     if settings is None:
         return started.net, made
     from distilledge.models import text_lora
