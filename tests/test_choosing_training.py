@@ -16,10 +16,11 @@ from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.data.prepare import prepare
 from distilledge.pipeline.data.text_prepare import prepare_texts
 from distilledge.pipeline.recipe import Recipe
+from distilledge.pipeline.recipe_strategy import EWC
 from distilledge.pipeline.record import Checkpoint, read_texts
 from distilledge.pipeline.training.compare import compare
 from distilledge.pipeline.training.events import silent
-from distilledge.pipeline.training.source_text import Language, language_model
+from distilledge.pipeline.training.source_text import Language, language_model, source_fisher
 from distilledge.pipeline.training.stage import Stage
 from distilledge.pipeline.training.teacher import finetune
 from distilledge.pipeline.training.text_start import start
@@ -35,7 +36,7 @@ def taught(place: Path, data: Path, **teacher: Any) -> tuple[Checkpoint, Path]:
     prepared, out, partial = (place / name for name in ("store/data", "out", "partial"))
     for made in (prepared, out, partial):
         made.mkdir(parents=True)
-    given = {"model": "test_efficientnet", "input": {"size": 32}, **teacher}
+    given = {"model": "test_vit", "input": {"size": 32}, **teacher}
     given["training"] = {"batch_size": 8, "device": "cpu", "warmup_epochs": 0, **teacher["training"]}
     own = Recipe.model_validate(
         {"name": "t", "data": {"path": str(data), "workers": 0, "calibration": 8, "min_size": 8}, "teacher": given}
@@ -49,7 +50,7 @@ def taught(place: Path, data: Path, **teacher: Any) -> tuple[Checkpoint, Path]:
 def test_what_is_left_of_a_source_of_pictures(tmp_path: Path) -> None:
     source = pictures(tmp_path / "source", {"dark": 16, "middle": 16, "light": 16})
     target = pictures(tmp_path / "target", {"light": 16, "dark": 16}, seed=1)
-    _, known = taught(tmp_path / "a", source, training={"epochs": 4, "lr": 3e-3, "select": "last"})
+    _, known = taught(tmp_path / "a", source, training={"epochs": 6, "lr": 3e-3, "select": "last"})
 
     def after(name: str, strategy: str, **training: Any) -> Any:
         arguments = {"source": str(source), **({"samples": 8} if strategy == "ewc" else {})}
@@ -85,16 +86,23 @@ def test_ewc_of_texts_holds_what_its_language_model_needs(tmp_path: Path) -> Non
     (tmp_path / "source.txt").write_text("\n".join(str(line) for line in lines))
 
     def drift(strength: float) -> tuple[float, Checkpoint]:
+        """The new weights' distance from the old ones, each squared step weighed by its Fisher information."""
         own = given.model_dump(mode="json", by_alias=True)
         arguments = {"source": str(tmp_path / "source.txt"), "samples": 12, "strength": strength}
         own["teacher"]["strategy"] = {"name": "ewc", "arguments": arguments}
         out, partial = folders(tmp_path, f"s{strength}")
         made = finetune(Recipe.model_validate(own), splits, data, out, partial, silent, pretrained=pretrained)
         was, now = weights(pretrained[1]), weights(out)
-        return sum(float((now[n] - was[n]).square().sum()) for n in now if n.startswith("backbone.")), made
+        return sum(float((f * (now[n] - was[n]).square()).sum()) for n, f in fisher.items()), made
 
+    stage = Stage("teacher", given, splits, data, *folders(tmp_path, "f"), silent)
+    begun = Language(start(stage, given.task, parent=None, pretrained=pretrained), pretrained)
+    below = [name for names in layer_groups(begun.started.net)[:-1] for name in names]
+    fisher = source_fisher(stage, begun, EWC(source=str(tmp_path / "source.txt"), samples=12), below)
+    assert all(float(f.min()) >= 0 for f in fisher.values())
+    assert sum(float(f.sum()) for f in fisher.values()) > 0
     (far, loose), (near, tight) = drift(1e-6), drift(1e6)
-    assert near < 0.5 * far
+    assert near < 0.3 * far
     for made in (loose, tight):
         assert made.source is not None
         assert made.source.what == "token accuracy"
