@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +48,18 @@ def ewc(model: nn.Module, fisher: Mapping[str, Tensor], strength: float) -> Pena
 
 
 def diagonal_fisher(
-    model: nn.Module, inputs: Iterable[Tensor], names: Iterable[str], *, seed: int
+    model: nn.Module,
+    inputs: Iterable[Iterable[Any]],
+    names: Iterable[str],
+    *,
+    seed: int,
+    answer: Callable[[Any], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The mean over samples of the squared gradient of log p(y|x), y drawn from the model's own answer, by parameter.
 
-    ``inputs``: batches (N, ...). The model is in eval mode; each sample has its own backward pass.
+    ``inputs``: batches of samples. ``answer``: a sample -> logits (R, C) of its answers, by default the model's one;
+    several are independent given the sample, so that their logarithms add up. The model is in eval mode; each sample
+    has its own backward pass.
     """
     named = dict(model.eval().named_parameters())
     parameters = {name: named[name].requires_grad_() for name in names}
@@ -59,9 +67,10 @@ def diagonal_fisher(
     random, count = torch.Generator().manual_seed(seed), 0
     for batch in inputs:
         for sample in batch:
-            logs = model(sample.unsqueeze(0)).log_softmax(-1)[0]
-            drawn = int(torch.multinomial(logs.detach().exp().cpu(), 1, generator=random))
-            gradients = torch.autograd.grad(logs[drawn], list(parameters.values()))
+            logits = model(sample.unsqueeze(0)) if answer is None else answer(sample)
+            logs = logits.log_softmax(-1)
+            drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=random).to(logs.device)
+            gradients = torch.autograd.grad(logs.gather(-1, drawn).sum(), list(parameters.values()))
             for total, gradient in zip(sums.values(), gradients, strict=True):
                 total.add_(gradient.square())
             count += 1

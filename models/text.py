@@ -9,7 +9,7 @@ from distilledge.models.text_language import mask_tokens, next_tokens
 from distilledge.models.text_names import LAYOUTS
 from distilledge.models.text_net import Pooling, TextNet
 from distilledge.models.text_slice import narrowed
-from distilledge.models.text_training import parameter_groups, profile, train_mode
+from distilledge.models.text_training import parameter_groups, profile, set_dropout, train_mode
 from distilledge.models.text_weights import directory_of, from_pretrained, read_config
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "parameter_groups",
     "profile",
     "read_config",
+    "set_dropout",
     "student_of",
     "train_mode",
     "trim",

@@ -68,3 +68,10 @@ def profile(model: TextNet, length: int) -> Profile:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         ghost(torch.empty(1, length, dtype=torch.int32, device="meta"))
     return Profile(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+
+
+def set_dropout(model: TextNet, rate: float) -> None:
+    """Of every dropout layer: after embeddings, in attention and feed-forward layers, and before the head."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate

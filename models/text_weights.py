@@ -42,6 +42,8 @@ HEADS = (
 NOT_OURS = re.compile(
     r"(^|\.)(pooler\..*|position_ids|token_type_ids|rotary_emb\..*inv_freq|h\.\d+\.attn\.(masked_)?bias)$"
 )
+OWN_HEAD = "its head"
+"""Ends the line for the log where the head is the files' own."""
 LANGUAGE_HEADS = (
     ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
     ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
@@ -87,7 +89,8 @@ def from_pretrained(
     check_finite(state, path)
     body, rest = split(state, config["model_type"])
     kept = _load(net, body, rest, path)
-    return net, f"{model}: {len(body)} tensors of {path.name} (sha256 {sha256[:12]}), {'its' if kept else 'new'} head"
+    head = OWN_HEAD if kept else "new head"
+    return net, f"{model}: {len(body)} tensors of {path.name} (sha256 {sha256[:12]}), {head}"
 
 
 def directory_of(model: str, files: Sequence[str] = FILES) -> Path:

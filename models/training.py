@@ -19,7 +19,21 @@ def parameter_groups(
     return of(model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, freeze_backbone=freeze_backbone)
 
 
+def learning_rates(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Of each parameter, as a share of the head's: what ``parameter_groups`` gives it."""
+    groups = parameter_groups(model, lr=1.0, weight_decay=0.0, layer_decay=layer_decay)
+    shares = {id(parameter): float(group["lr"]) for group in groups for parameter in group["params"]}
+    return {name: shares[id(parameter)] for name, parameter in model.named_parameters()}
+
+
 def train_mode(model: nn.Module, *, freeze_backbone: bool = False) -> None:
     """``model.train()``; with a frozen backbone, of the head alone."""
     mode = text_training.train_mode if isinstance(model, TextNet) else vision_training.train_mode
     mode(model, freeze_backbone=freeze_backbone)
+
+
+def freeze_norms(model: nn.Module) -> None:
+    """Every BatchNorm in eval mode: its statistics stay, its weights are trained as before."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,8 @@ class Tuning:
     opened: Opened | None = None
     """None: all of them from the start."""
     decays_weights: bool = True
+    shares: Mapping[str, float] | None = None
+    """Share of the learning rate of each parameter, in place of ``decay``: of layers finer than groups."""
 
     @property
     def trained(self) -> Groups:
@@ -102,14 +104,15 @@ class Tuning:
         spared = undecayed()
         named = dict(model.named_parameters())
         self.thaw(model, len(self.trained))
-        made: dict[tuple[int, bool], list[Tensor]] = {}
+        made: dict[tuple[int, float, bool], list[Tensor]] = {}
         for above, names in enumerate(reversed(self.trained)):
             for name in names:
                 plain = named[name].ndim < 2 or name.endswith("bias") or name in spared
-                made.setdefault((above, self.decays_weights and not plain), []).append(named[name])
+                share = self.decay**above if self.shares is None else self.shares[name]
+                made.setdefault((above, share, self.decays_weights and not plain), []).append(named[name])
         return [
-            {"params": params, "lr": lr * self.decay**above, "weight_decay": weight_decay if decayed else 0.0}
-            for (above, decayed), params in made.items()
+            {"params": params, "lr": lr * share, "weight_decay": weight_decay if decayed else 0.0}
+            for (_, share, decayed), params in made.items()
         ]
 
     def begin_epoch(self, model: nn.Module, epoch: int, values: Sequence[float]) -> None:

@@ -12,6 +12,7 @@ from distilledge.models.vision_catalogue import ModelCard, catalogue, int8_frien
 from distilledge.models.vision_names import (
     VARIANTS,
     InputDefaults,
+    Rates,
     build,
     check_name,
     config,
@@ -46,22 +47,31 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
-def create(name: str, *, classes: int, size: int, weights: str = "none", trust_pickle: bool = False) -> nn.Module:
+def create(
+    name: str,
+    *,
+    classes: int,
+    size: int,
+    weights: str = "none",
+    trust_pickle: bool = False,
+    rates: Rates | None = None,
+) -> nn.Module:
     """A model for RGB pictures (B, 3, size, size) -> logits (B, classes), in train mode.
 
     ``weights``: ``none``, ``hub`` (timm's pretrained, from the local Hugging Face cache if there), or a file.
+    ``rates``: dropout that is not the model's own.
     Where the weights' head has other classes or is absent, a new head is initialised and that is logged.
     Raises ``UsageError`` for an unknown name or an impossible size, ``RejectedError`` for bad or missing weights.
     """
     if weights == "hub":
-        return _from_hub(name, classes, size)
-    model = build(name, classes=classes, size=size)
+        return _from_hub(name, classes, size, rates)
+    model = build(name, classes=classes, size=size, rates=rates)
     if weights != "none":
         log.info(load_weights(model, Path(weights), trust_pickle=trust_pickle).note)
     return model
 
 
-def _from_hub(name: str, classes: int, size: int) -> nn.Module:
+def _from_hub(name: str, classes: int, size: int, rates: Rates | None) -> nn.Module:
     from httpx import HTTPError  # what huggingface_hub lets through when there is no network
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -71,7 +81,7 @@ def _from_hub(name: str, classes: int, size: int) -> nn.Module:
         raise UsageError("E2404", f"the hub has no weights for {name}", "give a .safetensors file, or `weights: none`")
     where = cfg.hf_hub_id or cfg.url
     try:
-        return build(name, classes=classes, size=size, pretrained=True)
+        return build(name, classes=classes, size=size, pretrained=True, rates=rates)
     except (HTTPError, EntryNotFoundError, OSError, RuntimeError) as error:
         raise RejectedError(
             "E3409",

@@ -41,34 +41,37 @@ CLIP_DEFAULTS = InputDefaults(
     interpolation="bicubic",
     crop=1.0,
 )
+Rates = dict[str, float]
+"""timm's ``drop_rate`` (before the head) and ``drop_path_rate`` (stochastic depth), where they are not the model's own.
+"""
 
 
 class Variant(Value):
     """An architecture that timm has the parts of, but no name for."""
 
-    build: Callable[[int], nn.Module]
-    """Number of classes -> model with random weights."""
+    build: Callable[[int, Rates], nn.Module]
+    """Number of classes, dropout -> model with random weights."""
     defaults: InputDefaults
     near: str
     """The timm model it is derived from."""
 
 
-def _mobilenet_v1(multiplier: float) -> Callable[[int], nn.Module]:
-    def build(classes: int) -> nn.Module:
+def _mobilenet_v1(multiplier: float) -> Callable[[int, Rates], nn.Module]:
+    def build(classes: int, rates: Rates) -> nn.Module:
         from timm.models.efficientnet import _gen_mobilenet_v1  # the only place timm has the multiplier
 
         model: nn.Module = _gen_mobilenet_v1(
-            "mobilenetv1_100", channel_multiplier=multiplier, pad_type="same", num_classes=classes
+            "mobilenetv1_100", channel_multiplier=multiplier, pad_type="same", num_classes=classes, **rates
         )
         return model
 
     return build
 
 
-def _mobilenet_v2_same(classes: int) -> nn.Module:
+def _mobilenet_v2_same(classes: int, rates: Rates) -> nn.Module:
     import timm
 
-    model: nn.Module = timm.create_model("mobilenetv2_100", pad_type="same", num_classes=classes)
+    model: nn.Module = timm.create_model("mobilenetv2_100", pad_type="same", num_classes=classes, **rates)
     return model
 
 
@@ -129,19 +132,24 @@ def input_defaults(name: str) -> InputDefaults:
     )
 
 
-def build(name: str, *, classes: int, size: int, pretrained: bool = False) -> nn.Module:
+def build(name: str, *, classes: int, size: int, pretrained: bool = False, rates: Rates | None = None) -> nn.Module:
     """The architecture, for pictures of ``size`` pixels; weights random, or from the hub if ``pretrained``.
 
     Transformers with a fixed grid get ``size`` as ``img_size``: their position embedding is resampled when weights
-    are loaded. Raises ``UsageError`` for a size that the model cannot take.
+    are loaded. Raises ``UsageError`` for a size or ``rates`` that the model cannot take.
     """
     import timm
 
     check_name(name)
     if name in VARIANTS:
-        return with_new_head(VARIANTS[name].build(classes))
-    grid = _grid_size(name, size)
-    model: nn.Module = timm.create_model(name, num_classes=classes, pretrained=pretrained, **grid)
+        return with_new_head(VARIANTS[name].build(classes, rates or {}))
+    options: dict[str, Any] = {**_grid_size(name, size), **(rates or {})}
+    try:
+        model: nn.Module = timm.create_model(name, num_classes=classes, pretrained=pretrained, **options)
+    except TypeError as error:
+        if not any(rate in str(error) for rate in rates or {}):
+            raise
+        raise UsageError("E2580", f"{name} has no such dropout: {error}", "leave training.drop_path out") from error
     cfg = config(name) if pretrained else None
     return model if cfg is not None and cfg.num_classes == classes else with_new_head(model)
 

@@ -19,6 +19,7 @@ import typer
 
 from distilledge.models.errors import DistilledgeError
 from distilledge.pipeline.cli_benchmark import benchmark, compare
+from distilledge.pipeline.cli_choose import lr_find, show_suggestion
 from distilledge.pipeline.cli_devices import app as devices
 from distilledge.pipeline.cli_lists import DEMOS, Json, doctor, known_task, models, table
 from distilledge.pipeline.cli_run import load_for, run_recipe, shipped
@@ -88,9 +89,21 @@ def init(
 
 @app.command()
 def plan(
-    recipe: RecipePath, set_: Overrides = NO_OVERRIDES, work: Work = WORK, smoke: Smoke = False, as_json: Json = False
+    recipe: Annotated[Path, typer.Argument(help="Recipe (.yaml) or the name of one; with --suggest also a data set.")],
+    set_: Overrides = NO_OVERRIDES,
+    work: Work = WORK,
+    smoke: Smoke = False,
+    as_json: Json = False,
+    suggest: Annotated[bool, typer.Option("--suggest", help="Look at the data and propose a strategy.")] = False,
+    target: Annotated[str, typer.Option(help="With --suggest: pictures of where the model will run.")] = "",
+    keep_source: Annotated[
+        bool, typer.Option("--keep-source", help="With --suggest: the old answers must survive.")
+    ] = False,
 ) -> None:
     """Say what `run` would do: each stage, run or cached, why, and how long it may take."""
+    if suggest:
+        show_suggestion(recipe, set_, smoke, as_json, target=target, keep=keep_source)
+        return
     from distilledge.pipeline.plan import plan as make_plan
 
     rows = make_plan(load_for(recipe, set_, smoke), work)
@@ -163,6 +176,7 @@ for _verb, (_until, _help) in STAGE_VERBS.items():
 app.command()(benchmark)
 app.command()(compare)
 app.command()(shots)
+app.command(name="lr-find")(lr_find)
 app.command()(models)
 app.command()(doctor)
 app.add_typer(devices, name="devices")

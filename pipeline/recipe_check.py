@@ -253,8 +253,8 @@ def _strategy(recipe: Recipe) -> Found:
         yield "text.lora and a strategy both say what is trained", "use strategy: lora"
     if chosen.name == "discriminative" and teacher.training.layer_decay != 1:
         yield "training.layer_decay and strategy discriminative both set it", "leave layer_decay out"
-    if chosen.name == "ewc" and recipe.is_text:
-        yield "strategy ewc is of pictures", "use l2-sp, or lora"
+    if recipe.is_text and any(model.training.drop_path is not None for model in (teacher, recipe.student)):
+        yield "training.drop_path is of pictures", "set training.dropout"
     if isinstance(made, FeatureExtraction):
         yield from _features(recipe, made)
 
@@ -269,8 +269,6 @@ def _check_of_transfer(recipe: Recipe) -> Found:
     teacher = recipe.teacher
     if teacher.check_transfer and teacher.weights == "none" and teacher.pretraining is None:
         yield "check_transfer compares with random weights, which the teacher has", "set teacher.weights"
-    if teacher.check_transfer and recipe.task not in ("image-classification", "text-classification"):
-        yield f"check_transfer is of tasks with one label, not of {recipe.task}", "leave it out"
     if teacher.require_positive_transfer and not teacher.check_transfer:
         yield "require_positive_transfer needs the comparison", "set teacher.check_transfer: true"
 

@@ -28,12 +28,18 @@ def named(value: Any) -> Any:
 Chosen = Annotated[Strategy, BeforeValidator(named, json_schema_input_type=str | Strategy)]
 
 
-class FineTune(Value):
+class OfSource(Value):
+    source: str = ""
+    """What the weights were trained on: a folder or manifest of pictures, or a file of texts. Where it has labels (of
+    texts: always), the report says how much of it the teacher still knows. ``$NAME`` is expanded."""
+
+
+class FineTune(OfSource):
     layers: Count | None = None
     """Layer groups below the head that are trained, from the top; None: all."""
 
 
-class Discriminative(Value):
+class Discriminative(OfSource):
     decay: Annotated[float, Field(gt=0, le=1)] = 0.75
     """Learning rate of a layer group over that of the group above it (Howard & Ruder 2018, section 3.2)."""
 
@@ -58,28 +64,30 @@ class FeatureExtraction(Value):
     """Take alpha and beta that do best on the validation split, out of a grid, before any tuning."""
 
 
-class Progressive(Value):
+class Progressive(OfSource):
     by: Literal["epoch", "plateau"] = "epoch"
     epochs: Count = 1
     """Epochs before the next group is thawed; with plateau, epochs without a better validation metric."""
 
 
-class L2SP(Value):
+class L2SP(OfSource):
     alpha: NotNegative = 0.1
     """Pull of the pretrained weights (Li et al. 2018, eq. 3)."""
     beta: NotNegative = 0.01
     """Pull of the head to zero."""
 
 
-class EWC(Value):
+class EWC(OfSource):
     strength: Positive = 400.0
     """Lambda of Kirkpatrick et al. 2017, eq. 3."""
     fisher: Literal["source", "target"] = "source"
     """What the Fisher information is taken of: ``source``, pictures the weights were trained on; ``target``, the train
     split, which says what moves the old answers on the new pictures: not the same, and no memory of the source."""
-    source: str = ""
-    """Folder of pictures the weights were trained on; labels are not needed. ``$NAME`` is expanded."""
     samples: Count = 200
+
+
+class LoraAdapters(Lora, OfSource):
+    pass
 
 
 class Dann(Value):
@@ -135,7 +143,7 @@ ARGUMENTS: dict[str, type[Value]] = {
     "progressive": Progressive,
     "l2-sp": L2SP,
     "ewc": EWC,
-    "lora": Lora,
+    "lora": LoraAdapters,
     "dann": Dann,
     "coral": Coral,
     "mmd": Mmd,

@@ -106,6 +106,12 @@ class Training(Value):
     """Learning rate of a layer over that of the layer above it (discriminative learning rates)."""
     freeze_backbone: bool = False
     """Train the head alone."""
+    batch_norm: Literal["moving", "frozen"] = "moving"
+    """``frozen``: BatchNorm keeps the statistics that the weights came with, in layers that are trained too."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Before the head of a picture model (timm's drop_rate), in all dropout layers of a text model. None: its own."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the residual branches left out (stochastic depth, Huang et al. 2016), of pictures. None: its own."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     sampling: Literal["shuffle", "balanced"] = "shuffle"

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from distilledge.models.base import Value
 from distilledge.models.heads import Heads
 from distilledge.pipeline.compress.ledger import Ledger
-from distilledge.pipeline.recipe import Recipe, TaskName
+from distilledge.pipeline.recipe import MetricName, Recipe, TaskName
 from distilledge.pipeline.stats import Estimate
 from distilledge.targets.base import Exported, Measurement, Predictions
 from distilledge.targets.protocol import Audit, Energy, ScenarioRun, Tries
@@ -65,6 +65,21 @@ class Splits(Value):
     warnings: tuple[str, ...] = ()
 
 
+class SourceKept(Value):
+    """What a teacher still knows of the source of its pretrained weights, under their own head."""
+
+    what: Literal["accuracy", "token accuracy"]
+    """``token accuracy``: of masked (or next) tokens, by the language model that the weights came with."""
+    samples: int
+    """Pictures, or tokens."""
+    declared: bool
+    """Whether they are a test part of the source's own; else the weights may have been trained on them."""
+    before: Estimate
+    after: Estimate
+    lost: Estimate
+    """Points, paired by sample."""
+
+
 class Checkpoint(Value):
     """A trained model: ``model.safetensors`` and ``curves.jsonl`` beside it."""
 
@@ -96,19 +111,21 @@ class Checkpoint(Value):
     """Steps left out because their loss was not finite (``on_nan: skip``)."""
     notes: tuple[str, ...] = ()
     """What else is to be said of it, in sentences."""
+    source: SourceKept | None = None
+    """Where the strategy names a labelled source."""
 
 
 class Transfer(Value):
     """What pretrained weights were worth: the teacher beside the same model trained from random ones, on test."""
 
-    metric: Literal["accuracy", "balanced_accuracy"]
+    metric: MetricName
     samples: int
     teacher: Estimate
     scratch: Estimate
     gain: Estimate
     """Points the teacher lies above the model from scratch, paired by sample."""
     p_value: float
-    """McNemar, exact."""
+    """McNemar, exact; of metrics of counts, answers swapped at random (Noreen 1989)."""
     outcome: Literal["helped", "hurt", "undecided"]
     """By whether the interval of the gain lies above 0, below it, or holds it."""
 

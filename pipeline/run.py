@@ -76,7 +76,7 @@ def device_card(recipe: Recipe) -> dict[str, Any]:
 def _run_steps(chain: Chain, until: str) -> None:
     last = {"report": "gate"}.get(until, until)
     for step in chain.steps:
-        _run_step(chain, step)
+        run_step(chain, step)
         if step.kind == "verify":
             _raise_breach(chain)
         if step.kind == last and not any(s.kind == last for s in _after(chain, step)):
@@ -87,7 +87,8 @@ def _after(chain: Chain, step: Step) -> tuple[Step, ...]:
     return chain.steps[chain.steps.index(step) + 1 :]
 
 
-def _run_step(chain: Chain, step: Step) -> None:
+def run_step(chain: Chain, step: Step) -> None:
+    """Build the step's entry, or find it; ``chain.done`` has it then."""
     failpoint(f"{step.kind}.start")
     if step.kind == "predict" and step.name.replace("predict-", "export-", 1) in chain.failed:
         return

@@ -18,7 +18,14 @@ from distilledge.pipeline.recipe_multitask import gate_inputs, multitask_inputs,
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.step_packages import export_packages, package_versions, training_packages
 from distilledge.pipeline.store import fingerprint
-from distilledge.pipeline.transfer import TRANSFER, compares_domains, from_scratch, source_only, strategy_inputs
+from distilledge.pipeline.transfer import (
+    TRANSFER,
+    compares_domains,
+    from_scratch,
+    source_only,
+    strategy_inputs,
+    training_inputs,
+)
 from distilledge.pipeline.weights_hash import file_hash, weights_hash
 from distilledge.targets.base import RuntimeName
 from distilledge.targets.saturation import saturates
@@ -29,7 +36,7 @@ VERSIONS = {
     "student": 2,
     "control": 2,
     "scratch": 1,
-    "transfer": 1,
+    "transfer": 2,
     "source-only": 1,
     "adaptation": 1,
     "pretrain": 1,
@@ -120,7 +127,9 @@ def _model_inputs(recipe: Recipe, model: Teacher | Student) -> dict[str, Any]:
     """Without the language model before it, which is a step of its own."""
     other = {"input"} if recipe.is_text else {"text"}
     inputs = {
-        **model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *TRANSFER, *other}),
+        **training_inputs(
+            model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *TRANSFER, *other})
+        ),
         **strategy_inputs(model),
         "weights": weights_hash(model.weights),
     }
@@ -154,7 +163,7 @@ def _language_inputs(recipe: Recipe, data: Step, model: Teacher | Student) -> di
     return {
         "data": data.fingerprint,
         "model": {k: v for k, v in _model_inputs(recipe, model).items() if k not in later},
-        "pretraining": model.pretraining.model_dump(mode="json", exclude={"corpus"}),
+        "pretraining": training_inputs(model.pretraining.model_dump(mode="json", exclude={"corpus"})),
         "corpus": corpus and (weights_hash if recipe.is_text else unlabelled_hash)(corpus),
         "seed": recipe.seed,
         "packages": package_versions(training_packages(recipe)),

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from distilledge.models.clip_prompts import is_clip
-from distilledge.pipeline.data.content import unlabelled_hash
-from distilledge.pipeline.recipe import Recipe, Student, Teacher
+from distilledge.pipeline.data.content import content_hash, unlabelled_hash
+from distilledge.pipeline.data.listing import expand
+from distilledge.pipeline.data.manifest import MANIFESTS, find, guess_columns, read
+from distilledge.pipeline.recipe import Data, Recipe, Student, Teacher, Training
 from distilledge.pipeline.recipe_strategy import ADAPTING, Strategy, is_default
 
 TRANSFER = {"strategy", "prompts", "check_transfer", "require_positive_transfer"}
 """Fields of a teacher that change nothing where they are not used."""
+
+
+LATER = ("batch_norm", "dropout", "drop_path")
+"""Fields of a training that change nothing where they are not used."""
+
+
+def training_inputs(fields: dict[str, Any]) -> dict[str, Any]:
+    """A dumped model of a recipe, without the fields of its trainings that came later and are not used."""
+    made = dict(fields)
+    for name in ("training", "pretraining"):
+        if isinstance(made.get(name), dict):
+            made[name] = training_inputs(made[name])
+    unused = {name: Training.model_fields[name].default for name in LATER}
+    return {name: value for name, value in made.items() if name not in unused or value != unused[name]}
 
 
 def strategy_inputs(model: Teacher | Student) -> dict[str, Any]:
@@ -23,7 +40,9 @@ def strategy_inputs(model: Teacher | Student) -> dict[str, Any]:
     fields = model.strategy.model_dump(mode="json")
     source = fields["arguments"].get("source")
     if source:
-        fields["arguments"]["source"] = unlabelled_hash(source)
+        fields["arguments"]["source"] = source_hash(source)
+    if model.training.layer_decay != 1:
+        fields["layers"] = "fine"  # they were groups once
     return {**prompts, "strategy": fields}
 
 
@@ -50,6 +69,17 @@ def compares_domains(recipe: Recipe) -> bool:
     """Whether the teacher is adapted to a target and is to be compared with one that is not."""
     target = recipe.data.target
     return target is not None and target.source_only and recipe.teacher.strategy.name in ADAPTING
+
+
+def source_hash(path: str) -> str:
+    """Of the content of a source: the pictures that a manifest lists, all of a folder, or a file of texts."""
+    place = Path(expand(path))
+    if place.is_file() or any((place / name).is_file() for name in MANIFESTS):
+        header = read(find(place))[0] if place.is_dir() or place.suffix in (".csv", ".jsonl") else []
+        columns = guess_columns(header)
+        if columns.path in header:
+            return content_hash(Data(path=path, columns=columns))
+    return unlabelled_hash(path)
 
 
 def from_scratch(recipe: Recipe) -> Recipe:

@@ -35,7 +35,7 @@ from distilledge.pipeline.record import (
 )
 from distilledge.pipeline.report import answers, results, text_answers
 from distilledge.pipeline.report.answers import Pair, Pictures
-from distilledge.pipeline.report.fits import fit_words, notes
+from distilledge.pipeline.report.fits import monitor_words, notes
 from distilledge.pipeline.report.protocol import protocol_content
 from distilledge.pipeline.report.task_content import TaskContent
 from distilledge.pipeline.report.tasks import task_content
@@ -104,7 +104,10 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         transfer=_read(run, "transfer", Transfer),
         adaptation=_read(run, "adaptation", Adaptation),
         fits=(
-            *(fit_words(c.role, _json_lines(run.directory(c.role) / "curves.jsonl")) for c in stages.checkpoints),
+            *(
+                monitor_words(c, _json_lines(run.directory(c.role) / "curves.jsonl"), _asked(run, c))
+                for c in stages.checkpoints
+            ),
             *notes(stages.checkpoints, [_read(run, f"pretrain-{role}", Checkpoint) for role in ("teacher", "student")]),
         ),
         parities=stages.parities.items,
@@ -113,6 +116,12 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         left_out=_left_out(run, stages),
         **_compared(run, stages, evidence, pair, gallery),
     )
+
+
+def _asked(run: RunRecord, made: Checkpoint) -> int:
+    """Epochs that the recipe gives a model."""
+    part = run.recipe.teacher if made.role == "teacher" else run.recipe.student
+    return part.training.epochs
 
 
 def _read_stages(run: RunRecord) -> _Stages:

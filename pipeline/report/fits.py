@@ -1,11 +1,11 @@
-"""Trainings in words: whether a model overfitted, which epoch was kept, and whether transfer helped."""
+"""Trainings in words: whether a model overfitted, which epoch was kept, whether transfer helped, what was forgotten."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distilledge.pipeline.record import Adaptation, Checkpoint, Transfer
+from distilledge.pipeline.record import Adaptation, Checkpoint, SourceKept, Transfer
 from distilledge.pipeline.report.vocabulary import ReportContent
 
 RISE, FALL = 0.05, 0.02
@@ -13,16 +13,27 @@ RISE, FALL = 0.05, 0.02
 
 
 def training_words(content: ReportContent) -> tuple[str, ...]:
-    """Lines for the report, one for each training, and the verdict on transfer."""
+    """Lines for the report, one for each training, the verdicts on transfer, and what of the source is left."""
     transfer = [transfer_words(content.transfer)] if content.transfer else []
     adaptation = [adaptation_words(content.adaptation)] if content.adaptation else []
-    return (*content.fits, *transfer, *adaptation)
+    sources = [source_words(c.source) for c in content.checkpoints if c.source is not None]
+    return (*content.fits, *transfer, *adaptation, *sources)
 
 
 def notes(trained: Sequence[Checkpoint], pretrained: Sequence[Checkpoint | None]) -> list[str]:
     """What the trainings noted of themselves, each with its name before it."""
     before = [f"pretraining of the {c.role}: {note}." for c in pretrained if c is not None for note in c.notes]
     return [*before, *(f"{c.role}: {note}." for c in trained for note in c.notes)]
+
+
+def monitor_words(made: Checkpoint, rows: Sequence[Mapping[str, Any]], asked: int) -> str:
+    """``fit_words``, which epoch's weights were kept, and whether the training ended before its ``asked`` epochs."""
+    if len(rows) < 2:
+        return fit_words(made.role, rows)
+    last = made.best_epoch == len(rows)
+    kept = "The last epoch's weights were kept" if last else f"Epoch {made.best_epoch}'s weights were kept"
+    stopped = f"; it stopped early, after {len(rows)} of {asked} epochs" if len(rows) < asked else ""
+    return f"{fit_words(made.role, rows)} {kept}{stopped}."
 
 
 def fit_words(role: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -47,6 +58,20 @@ def fit_words(role: str, rows: Sequence[Mapping[str, Any]]) -> str:
         return f"{role}: its validation loss was still falling at the last epoch, {len(rows)}: more epochs may help."
     return (
         f"{role}: no sign of overfitting; its validation loss was least, {held[least]:.3f}, at epoch {least + 1}{gap}."
+    )
+
+
+def source_words(found: SourceKept) -> str:
+    """What the teacher has forgotten."""
+    where = "the source's own test part" if found.declared else "the source, which the weights may have been trained on"
+    noun = "pictures" if found.what == "accuracy" else "tokens"
+    low, high = found.lost.low, found.lost.high
+    within = "" if low is None or high is None else f" [{low:+.1f}, {high:+.1f}]"
+    verb = "is not shown to have forgotten" if low is not None and low <= 0 else "forgot"
+    return (
+        f"Source: the teacher {verb} what its weights knew: {100 * found.before.value:.1f} % {found.what} before, "
+        f"{100 * found.after.value:.1f} % after, {found.lost.value:+.1f} points{within} lost, on {found.samples} "
+        f"{noun} of {where}."
     )
 
 
@@ -79,6 +104,5 @@ def gain_words(found: Transfer, beside: str = "the same model from random weight
     return (
         f"the teacher has {100 * found.teacher.value:.1f} % {name}, {beside} "
         f"{100 * found.scratch.value:.1f} %: {found.gain.value:+.1f} points "
-        f"[{found.gain.low:+.1f}, {found.gain.high:+.1f}] on {found.samples} test samples (McNemar p = "
-        f"{found.p_value:.2g})"
+        f"[{found.gain.low:+.1f}, {found.gain.high:+.1f}] on {found.samples} test samples (p = {found.p_value:.2g})"
     )

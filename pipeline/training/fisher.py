@@ -9,19 +9,15 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from distilledge.models import vision
 from distilledge.models.errors import UsageError
 from distilledge.models.penalties import diagonal_fisher
-from distilledge.models.transfer import head_module
-from distilledge.models.vision_names import config
-from distilledge.pipeline.data.formats import list_unlabelled
-from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.recipe_strategy import EWC
 from distilledge.pipeline.record import Sample, data_root
 from distilledge.pipeline.training.counters import Purpose, generator, torch_seed
 from distilledge.pipeline.training.environment import prepare_accelerator, repeatable
 from distilledge.pipeline.training.picture_stage import input_spec
 from distilledge.pipeline.training.pictures import FromFiles, readable
+from distilledge.pipeline.training.source import read_source, source_model
 from distilledge.pipeline.training.stage import Stage
 from distilledge.pipeline.training.views import ToInput, fitted_loader
 from distilledge.targets.ondevice.preprocess import InputSpec
@@ -45,45 +41,26 @@ def source_fisher(stage: Stage, arguments: EWC, names: Sequence[str]) -> dict[st
     return {name: tensor.cpu() for name, tensor in found.items()}
 
 
-def source_model(stage: Stage) -> nn.Module:
-    """The pretrained network as it was published, with its own classes."""
-    part = stage.part
-    weights = part.weights if part.weights in ("hub", "none") else expand(part.weights)
-    if weights == "none":
-        raise UsageError("E2468", "strategy ewc keeps what pretrained weights know", "set teacher.weights")
-    if weights == "hub":
-        classes = int(config(part.model).num_classes)
-    else:
-        state, _ = vision.read_weights(Path(weights), trust_pickle=part.trust_pickle)
-        probe = vision.create(part.model, classes=2, size=part.input.size)
-        kernel = state.get(f"{head_module(probe)}.weight")
-        if kernel is None:
-            raise UsageError(
-                "E2470", f"the weights have no head, so nothing says what they knew: {weights}", "use strategy: l2-sp"
-            )
-        classes = len(kernel)
-    return vision.create(
-        part.model, classes=classes, weights=weights, size=part.input.size, trust_pickle=part.trust_pickle
-    )
-
-
 def _samples(stage: Stage, arguments: EWC) -> tuple[list[Sample], Path]:
     """Those that the Fisher information is taken of, drawn by the seed, and where they lie."""
     if arguments.fisher == "target":
         log.warning("ewc: the Fisher information is of the target's pictures: what the source needs is not known")
         samples, root = stage.train_samples, data_root(stage.splits, stage.data_dir)
-    elif arguments.source:
-        listed = list_unlabelled(arguments.source)
-        samples = [Sample(row.path, -1, "", "unlabelled", "", False) for row in listed.rows]
-        root = listed.root
-    else:
-        raise UsageError(
-            "E2469",
-            "strategy ewc: no source pictures",
-            "set its argument source to a folder of them, or fisher: target, which is not the same",
-        )
-    order = generator(Purpose.WEIGHTS, stage.recipe.seed, 4).permutation(len(samples))
-    return [samples[i] for i in np.sort(order[: arguments.samples])], root
+        order = generator(Purpose.WEIGHTS, stage.recipe.seed, 4).permutation(len(samples))
+        return [samples[i] for i in np.sort(order[: arguments.samples])], root
+    if not arguments.source:
+        raise no_source()
+    source = read_source(arguments.source, seed=stage.recipe.seed, drawn=arguments.samples)
+    return source.learned, source.root
+
+
+def no_source() -> UsageError:
+    return UsageError(
+        "E2469",
+        "strategy ewc: no source",
+        "set its argument source to pictures (or texts) that the weights were trained on, or fisher: target, which is "
+        "not the same",
+    )
 
 
 def _inputs(samples: list[Sample], root: Path, spec: InputSpec, *, device_of: nn.Module) -> Iterator[Tensor]:

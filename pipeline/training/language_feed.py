@@ -53,10 +53,11 @@ class LanguageFeed:
         return Padded(self.ids, steps, self.special.pad, pin=pin)
 
     def batch(self, loaded: Loaded, counters: tuple[int, ...], accelerator: Accelerator) -> Batch:
-        ids, targets = self._changed(loaded.inputs, torch_seed(Purpose.VIEW, self.seed, *counters))
+        ids, targets = self.changed(loaded.inputs, torch_seed(Purpose.VIEW, self.seed, *counters))
         return Batch(ids.to(accelerator.device), targets.to(accelerator.device))
 
-    def _changed(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def changed(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Ids (N, L) as they are shown, and the rows that are to be found in them; ``IGNORED`` elsewhere."""
         if self.mask is None:
             changed, targets = ids, next_tokens(ids, self.special.pad)
         else:
@@ -84,7 +85,7 @@ class LanguageFeed:
         for start in range(0, len(order), BATCH):
             poll()
             batch = collate_ids(order[start : start + BATCH], self.special.pad)
-            ids, targets = (t.to(accelerator.device) for t in self._changed(batch, start))
+            ids, targets = (t.to(accelerator.device) for t in self.changed(batch, start))
             where = targets != IGNORED
             with accelerator.autocast():
                 logits = model.language_model(to_input(ids), where).float()  # type: ignore[operator]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -31,7 +31,10 @@ class Learner:
         self, objective: Objective, settings: Training, accelerator: Accelerator, *, steps: int, warmup_steps: int
     ) -> None:
         self.objective, self.settings, self.accelerator = objective, settings, accelerator
-        self._steps, self._warmup_steps = steps, warmup_steps
+        self.schedule: Callable[[int], float] = lambda number: lr_factor(
+            number, steps, warmup_steps, settings.min_lr_ratio
+        )
+        """Step of the whole training -> share of the peak learning rate."""
         self.parts = 1
         optimizer = make_optimizer(objective.model, list(objective.extra_parameters()), settings, objective.tuning)
         if settings.channels_last:
@@ -60,8 +63,10 @@ class Learner:
         self.objective.train()
         if self.objective.tuning is not None:
             self.objective.tuning.begin_epoch(self.objective.model, epoch, values)
-            return
-        training.train_mode(self.objective.model, freeze_backbone=self.settings.freeze_backbone)
+        else:
+            training.train_mode(self.objective.model, freeze_backbone=self.settings.freeze_backbone)
+        if self.settings.batch_norm == "frozen":
+            training.freeze_norms(self.objective.model)
 
     def step(self, batch: Batch, number: int, seed: int) -> float:
         """One optimizer step, ``number`` of the whole training (from 0); returns the loss.
@@ -69,7 +74,7 @@ class Learner:
         Where the loss or the gradient is not finite, nothing is changed (batch statistics neither) and NaN is returned.
         Raises ``ResourceError`` when memory ends, unless ``auto_batch`` finds a size that fits.
         """
-        set_lr(self._optimizer.optimizer, self._lr_factor(number))
+        set_lr(self._optimizer.optimizer, self.schedule(number))
         before = [b.clone() for b in self._buffers] if self.settings.on_nan == "skip" else []
         loss = self._gradients(batch, seed)
         if not math.isfinite(loss):
@@ -77,8 +82,7 @@ class Learner:
             for buffer, value in zip(self._buffers, before, strict=False):
                 buffer.copy_(value)
             return math.nan
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self._optimizer_step()
         if self.average is not None:
             self.average.update(self.objective.model, number)
         return loss
@@ -87,9 +91,6 @@ class Learner:
     def lr(self) -> float:
         """The largest learning rate of the last step."""
         return max(float(group["lr"]) for group in self._optimizer.param_groups)
-
-    def _lr_factor(self, number: int) -> float:
-        return lr_factor(number, self._steps, self._warmup_steps, self.settings.min_lr_ratio)
 
     def _gradients(self, batch: Batch, seed: int) -> float:
         """Gradients of the mean loss, in ``parts`` pieces of the batch; more of them each time memory ends."""
@@ -103,7 +104,7 @@ class Learner:
             self._halve(len(batch.inputs), failure)
 
     def _accumulate(self, batch: Batch, seed: int) -> float:
-        torch.manual_seed(seed)
+        self._seed(seed)
         total = len(batch.inputs)
         size = math.ceil(total / self.parts)
         losses = []
@@ -117,8 +118,24 @@ class Learner:
     def _piece(self, piece: Batch, share: float) -> Tensor:
         """Add the gradients of a piece that is ``share`` of the step; returns its part of the loss."""
         loss: Tensor = self._forward(piece) * share
-        self.accelerator.backward(loss)
+        if self.accelerator.scaler is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self.accelerator.backward(loss)
         return loss.detach()
+
+    def _optimizer_step(self) -> None:
+        """The same as Accelerate's, which looks for packages on the disk in each step, where no scaler is in use."""
+        optimizer = self._optimizer if self.accelerator.scaler is not None else self._optimizer.optimizer
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _seed(self, seed: int) -> None:
+        """Of the devices in use: ``torch.manual_seed`` keeps a stack trace for each of the others, in each step."""
+        if self.accelerator.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def _checked(self, losses: list[Tensor]) -> float:
         """The step's loss; NaN where it or (but for fp16, whose scaler sees to that) the gradient is not finite.

@@ -49,6 +49,8 @@ class Plan:
     metric: str
     identity: str
     """A saved state with another is not gone on from."""
+    save_seconds: float = 0.0
+    """At an epoch's end the state is saved if the last time is so long ago: an epoch of a head takes less than that."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Run:
         on_gpu = self.accelerator.device.type == "cuda"
         self.loader = feed.loader(self.steps, pin=on_gpu)
         self.clock = EtaClock()
+        self.saved = time.monotonic()
 
     def restore(self) -> None:
         saved = load_state(self.partial, self.plan.identity)
@@ -103,6 +106,7 @@ class Run:
         self.position.parts = self.learner.parts
         if self.accelerator.is_main_process:
             save_state(self.partial, self.plan.identity, self.position, self.learner.state())
+        self.saved = time.monotonic()
 
 
 def train(objective: Objective, feed: Feed, plan: Plan, *, partial: Path, report: Report) -> Trained:
@@ -195,10 +199,11 @@ def _finish_epoch(run: Run, interrupt: Interrupt) -> None:
     if run.plan.settings.select == "last" or _better(position, run.plan.metric):
         position.best, position.best_epoch = run.learner.kept(), position.epoch
     run.accelerator.log({k: v for k, v in position.rows[-1].items() if k != "epoch"}, step=position.epoch + 1)
-    if run.accelerator.is_main_process:
-        atomic_write(run.partial / "curves.jsonl", curves(position.rows))
     position.begin_epoch(position.epoch + 1)
-    run.save()
+    if time.monotonic() - run.saved >= run.plan.save_seconds:
+        if run.accelerator.is_main_process:
+            atomic_write(run.partial / "curves.jsonl", curves(position.rows))
+        run.save()
     failpoint("train.epoch")
 
 

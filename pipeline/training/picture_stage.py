@@ -13,6 +13,7 @@ from distilledge.models import vision
 from distilledge.models.clip_net import ClipNet
 from distilledge.models.clip_prompts import is_clip
 from distilledge.models.errors import RejectedError
+from distilledge.models.vision_names import Rates
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.record import Sample, data_root, read_samples
@@ -50,9 +51,16 @@ def new_model(stage: Stage) -> nn.Module:
         weights=weights,
         size=part.input.size,
         trust_pickle=part.trust_pickle,
+        rates=_rates(stage),
     )
     torch.set_rng_state(before)
     return model
+
+
+def _rates(stage: Stage) -> Rates:
+    """By timm's names, of what the recipe sets."""
+    given = {"drop_rate": stage.settings.dropout, "drop_path_rate": stage.settings.drop_path}
+    return {name: rate for name, rate in given.items() if rate is not None}
 
 
 def class_weights(stage: Stage, samples: Sequence[Sample]) -> list[float] | None:

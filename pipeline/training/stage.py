@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,14 @@ from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.feed import Feed
 from distilledge.pipeline.training.loop import Plan, Trained, curves, train
 from distilledge.pipeline.training.objective import Objective
-from distilledge.pipeline.transfer import TRANSFER, strategy_inputs
+from distilledge.pipeline.transfer import TRANSFER, strategy_inputs, training_inputs
 
 Taught = tuple[Checkpoint, Path]
 """A trained model and its directory."""
+
+
+TRAINER: ContextVar[Callable[..., Trained]] = ContextVar("trainer", default=train)
+"""What is done with an objective and its feed: ``loop.train``, but where ``lr_find`` tries learning rates on them."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +87,22 @@ class Made:
     """Sentences for the report, which ``finished`` adds to."""
 
 
-def run_stage(stage: Stage, objective: Objective, feed: Feed, made: Made) -> Checkpoint:
-    """Train, write ``model.safetensors`` and ``curves.jsonl`` into ``stage.out``."""
+def run_stage(stage: Stage, objective: Objective, feed: Feed, made: Made, *, save_seconds: float = 0.0) -> Checkpoint:
+    """Train, write ``model.safetensors`` and ``curves.jsonl`` into ``stage.out``. ``save_seconds``: see ``Plan``."""
     plan = Plan(
         stage=stage.name,
         settings=stage.settings,
         seed=stage.recipe.seed,
         metric="accuracy" if stage.pretraining else stage.recipe.metric,
         identity=_identity(stage, made),
+        save_seconds=save_seconds,
     )
-    return write(stage, made, train(objective, feed, plan, partial=stage.partial, report=stage.report))
+    return write(stage, made, TRAINER.get()(objective, feed, plan, partial=stage.partial, report=stage.report))
 
 
 def _identity(stage: Stage, made: Made) -> str:
     parts = {
-        "part": stage.part.model_dump(mode="json", exclude=TRANSFER) | strategy_inputs(stage.part),
+        "part": training_inputs(stage.part.model_dump(mode="json", exclude=TRANSFER)) | strategy_inputs(stage.part),
         "seed": stage.recipe.seed,
         "data": stage.splits.data_hash,
         "distill": stage.recipe.distill.model_dump(mode="json") if stage.role == "student" else None,

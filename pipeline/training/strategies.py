@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distilledge.models import domains, penalties, qlora, text_lora, transfer, vision_lora
+from distilledge.models import domains, penalties, qlora, text_lora, training, transfer, vision_lora
 from distilledge.models.clip_net import ClipNet
 from distilledge.models.domains import Dann, Distance
 from distilledge.models.errors import UsageError
@@ -25,16 +25,19 @@ from distilledge.models.transfer import Tuning
 from distilledge.pipeline import recipe_strategy as given
 from distilledge.pipeline.recipe_training import Lora
 from distilledge.pipeline.record import Checkpoint
-from distilledge.pipeline.training import adaptation
+from distilledge.pipeline.training import adaptation, source, source_text
 from distilledge.pipeline.training.counters import ADAPTERS, weights_drawn
 from distilledge.pipeline.training.feed import Feed
 from distilledge.pipeline.training.fisher import source_fisher
-from distilledge.pipeline.training.loop import Trained
+from distilledge.pipeline.training.loop import Trained, train
 from distilledge.pipeline.training.objective import Objective, Tap
 from distilledge.pipeline.training.probe import Probe, as_it_is, probe
-from distilledge.pipeline.training.stage import Made, Stage, run_stage, write
+from distilledge.pipeline.training.source_text import Language
+from distilledge.pipeline.training.stage import TRAINER, Made, Stage, run_stage, write
 
 log = logging.getLogger("distilledge.training")
+HEAD_SAVED = 1.0
+"""Seconds between saved states of a training on features in memory."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Subject:
     model: nn.Module
     to_input: nn.Module
     feed: Feed
+    language: Language | None = None
+    """Of a text model: what it starts from."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,22 @@ def teach(
         penalty=change.penalty,
         auxiliary=change.auxiliary,
     )
-    return run_stage(stage, objective, change.feed or subject.feed, made)
+    often = 0.0 if change.feed is None else HEAD_SAVED
+    return _judged(subject, run_stage(stage, objective, change.feed or subject.feed, made, save_seconds=often))
+
+
+def _judged(subject: Subject, made: Checkpoint) -> Checkpoint:
+    """With what is left of the source, where the strategy names one and the model was trained."""
+    if TRAINER.get() is not train:
+        return made
+    chosen = given.arguments(subject.stage.recipe.teacher.strategy)
+    if not isinstance(chosen, given.OfSource) or not chosen.source or subject.stage.from_scratch:
+        return made
+    drawn = chosen.samples if isinstance(chosen, given.EWC) and chosen.fisher == "source" else 0
+    stage, language = subject.stage, subject.language
+    if language is not None:
+        return made.model_copy(update={"source": source_text.kept(stage, language, chosen.source, drawn=drawn)})
+    return made.model_copy(update={"source": source.kept(stage, chosen.source, drawn=drawn)})
 
 
 def fine_tune(subject: Subject, arguments: given.FineTune) -> Change:
@@ -115,10 +135,12 @@ def l2_sp(subject: Subject, arguments: given.L2SP) -> Change:
 
 
 def ewc(subject: Subject, arguments: given.EWC) -> Change:
-    if isinstance(subject.model, TextNet):
-        raise UsageError("E2466", "strategy ewc is of pictures", "use l2-sp, or lora")
     tuning = _tuning(subject)
-    fisher = source_fisher(subject.stage, arguments, [name for names in tuning.groups[:-1] for name in names])
+    below = [name for names in tuning.groups[:-1] for name in names]
+    if subject.language is not None:
+        fisher = source_text.source_fisher(subject.stage, subject.language, arguments, below)
+    else:
+        fisher = source_fisher(subject.stage, arguments, below)
     return Change(tuning, penalties.ewc(subject.model, fisher, arguments.strength))
 
 
@@ -221,5 +243,7 @@ def _tuning(
         raise UsageError(
             "E2467", f"layers: {top - 1}, but the model has {len(groups) - 1} below its head", "leave layers out"
         )
-    own = subject.stage.settings.layer_decay
-    return Tuning(groups, top=top, decay=own if decay is None else decay, opened=opened)
+    own, shares = subject.stage.settings.layer_decay, None
+    if decay is None and own != 1:
+        shares = training.learning_rates(subject.model, own)
+    return Tuning(groups, top=top, decay=1.0 if decay is None else decay, opened=opened, shares=shares)

@@ -24,6 +24,7 @@ from distilledge.pipeline.training import text_tokenizer
 from distilledge.pipeline.training.counters import ADAPTERS, PROJECTIONS, weights_drawn
 from distilledge.pipeline.training.environment import prepare_accelerator, resolve_precision
 from distilledge.pipeline.training.objective import Guide, Objective, balanced_weights
+from distilledge.pipeline.training.source_text import Language
 from distilledge.pipeline.training.stage import Made, Stage, Taught, run_stage
 from distilledge.pipeline.training.strategies import Subject, teach
 from distilledge.pipeline.training.text_augment import Changed
@@ -43,7 +44,8 @@ def train_teacher(stage: Stage, pretrained: Taught | None) -> Checkpoint:
     loss = DistillationLoss(
         label_smoothing=stage.settings.label_smoothing, class_weights=class_weights(stage, feed.labels)
     )
-    return teach(Subject(stage, model, nn.Identity(), feed), loss, made, task=stage.recipe.task, tap=NoTap())
+    subject = Subject(stage, model, nn.Identity(), feed, Language(started, pretrained))
+    return teach(subject, loss, made, task=stage.recipe.task, tap=NoTap())
 
 
 def train_student(

@@ -59,6 +59,8 @@ def start(stage: Stage, task: str, *, parent: Taught | None, pretrained: Taught 
         net = new_network(stage, task, encoder, special, size, parent=parent, pretrained=pretrained)
         net = TextNet(net.architecture) if stage.from_scratch else net
     check_length(net.architecture["config"], longest)
+    if stage.settings.dropout is not None:
+        text.set_dropout(net, stage.settings.dropout)
     return Start(net, encoder, special)
 
 
