@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distilledge.models.base import Value
+from distilledge.models.base import Surgery, Value
 from distilledge.pipeline.recipe_compress import Compress
 from distilledge.pipeline.recipe_data import (
     METRICS,
@@ -29,6 +29,7 @@ from distilledge.pipeline.recipe_data import (
     TaskName,
     Tickets,
 )
+from distilledge.pipeline.recipe_prune import Prune
 from distilledge.pipeline.recipe_strategy import Chosen, Strategy
 from distilledge.pipeline.recipe_training import (
     Augment,
@@ -67,6 +68,7 @@ __all__ = [
     "NotNegative",
     "Positive",
     "Pretraining",
+    "Prune",
     "RandAugment",
     "Recipe",
     "Scenario",
@@ -74,6 +76,7 @@ __all__ = [
     "SplitFractions",
     "Strategy",
     "Student",
+    "Surgery",
     "Synthetic",
     "TaskName",
     "Teacher",
@@ -115,6 +118,10 @@ class Student(Value):
     input: Input = Input(size=128)
     text: Text = Text()
     pretraining: Pretraining | None = None
+    surgery: Surgery | None = None
+    """Parts that int8 bears badly are replaced before the training; see docs/students.md."""
+    prune: Prune | None = None
+    """Channels are cut after the training, and the student is distilled again."""
     training: Training = Training()
 
 

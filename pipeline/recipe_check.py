@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from distilledge.models.errors import UsageError
 from distilledge.pipeline.recipe import METRICS, Input, Recipe, Student, Teacher, Training
 from distilledge.pipeline.recipe_strategy import FeatureExtraction, arguments, is_default
+from distilledge.pipeline.reshape import check_package, check_reshape
 
 Found = Iterator[tuple[str, str]]
 """What is wrong, and the edit that mends it."""
@@ -31,6 +32,8 @@ def check_models(recipe: Recipe) -> None:
     sizes = {}
     for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
         sizes[role] = _parameters(part, role)
+    if recipe.student.prune is not None:
+        check_package()
     if sizes["student"] > sizes["teacher"]:
         raise UsageError(
             "E2018",
@@ -55,12 +58,15 @@ def _parameters(part: Teacher | Student, role: str) -> int:
     """Number of parameters. The forward pass without memory shows whether the size fits and the head is one."""
     import torch
 
+    from distilledge.models.surgery import operated
     from distilledge.models.vision_names import build
 
     classes, size = 3, part.input.size
     try:
         with torch.device("meta"), torch.no_grad():
             model = build(part.model, classes=classes, size=size).eval()
+            if isinstance(part, Student) and part.surgery is not None:
+                operated(model, part.surgery)
             shape = tuple(model(torch.empty(1, 3, size, size)).shape)
     except UsageError as error:
         raise UsageError(error.code, f"{error.what}: {role}.model", error.hint) from error
@@ -133,6 +139,9 @@ def _trainings(recipe: Recipe) -> Found:
             yield from (
                 (f"{role}.pretraining.training.{what}", fix) for what, fix in _training(part.pretraining.training)
             )
+    recovery = recipe.student.prune.training if recipe.student.prune else None
+    if recovery is not None:
+        yield from ((f"student.prune.training.{what}", fix) for what, fix in _training(recovery))
 
 
 def _training(training: Training) -> Found:
@@ -299,4 +308,5 @@ CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _targets,
     _units,
     _compress,
+    check_reshape,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -35,12 +36,14 @@ def distill(  # noqa: PLR0913 (what a stage is given, by name)
     parent: Taught | None = None,
     pretrained: Taught | None = None,
     language: Taught | None = None,
+    start: Taught | None = None,
 ) -> Checkpoint:
     """Train the recipe's student on the answers of ``taught_by``, the teacher and its directory.
 
     Without one it is the control: same start, epochs, seeds and views, labels alone. Samples without labels are added
     where there is a teacher. Text: ``parent`` is the teacher whose tokenizer or layers the student (and the control)
-    starts from, ``pretrained`` the student's own language model, ``language`` the teacher's.
+    starts from, ``pretrained`` the student's own language model, ``language`` the teacher's. Pictures: ``start`` is a
+    network to go on from instead of a new one, such as a pruned student.
     """
     processes = many.process_count(recipe.student.training)
     if processes > 1:
@@ -53,6 +56,7 @@ def distill(  # noqa: PLR0913 (what a stage is given, by name)
             parent=parent,
             pretrained=pretrained,
             language=language,
+            start=start,
             out=out,
             partial=partial,
         )
@@ -62,14 +66,14 @@ def distill(  # noqa: PLR0913 (what a stage is given, by name)
         from distilledge.pipeline.training.text_stage import train_student
 
         return train_student(stage, taught_by, parent=parent, pretrained=pretrained, language=language)
-    return _on_pictures(stage, taught_by)
+    return _on_pictures(stage, taught_by, start)
 
 
-def _on_pictures(stage: Stage, taught_by: Taught | None) -> Checkpoint:
+def _on_pictures(stage: Stage, taught_by: Taught | None, start: Taught | None = None) -> Checkpoint:
     view_size = max(stage.recipe.teacher.input.size, stage.recipe.student.input.size)
     samples = stage.train_samples
     weights = class_weights(stage, samples)
-    student = new_model(stage)
+    student = new_model(stage) if start is None else checkpoints.load(*start).train()
     to_input = ToInput(input_spec(stage))
     if taught_by is None:
         loss = DistillationLoss(label_smoothing=stage.settings.label_smoothing, class_weights=weights)
@@ -78,7 +82,11 @@ def _on_pictures(stage: Stage, taught_by: Taught | None) -> Checkpoint:
         objective = _taught(stage, student, to_input, weights, taught_by)
         samples = samples + read_samples(stage.data_dir, "unlabelled")
     feed = make_feed(stage, samples, view_size)
-    return run_stage(stage, objective, feed, describe(stage, student, view_size, len(samples)))
+    made = describe(stage, student, view_size, len(samples))
+    if start is not None:
+        begun = {"start": start[0].weights_sha256}
+        made = replace(made, architecture=start[0].architecture, identity={**made.identity, **begun})
+    return run_stage(stage, objective, feed, made)
 
 
 def _taught(

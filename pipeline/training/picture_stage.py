@@ -11,9 +11,12 @@ from torch import nn
 
 from distilledge.models import vision
 from distilledge.models.errors import RejectedError
+from distilledge.models.surgery import operated
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.data.listing import expand
+from distilledge.pipeline.recipe import Student
 from distilledge.pipeline.record import Sample, data_root, read_samples
+from distilledge.pipeline.reshape import architecture
 from distilledge.pipeline.training.counters import Purpose, torch_seed
 from distilledge.pipeline.training.objective import balanced_weights
 from distilledge.pipeline.training.picture_feed import PictureFeed
@@ -42,6 +45,8 @@ def new_model(stage: Stage) -> nn.Module:
         size=part.input.size,
         trust_pickle=part.trust_pickle,
     )
+    if isinstance(part, Student) and part.surgery is not None:
+        operated(model, part.surgery)
     torch.set_rng_state(before)
     return model
 
@@ -58,7 +63,7 @@ def describe(stage: Stage, model: nn.Module, view_size: int, pictures: int) -> M
     return Made(
         input_spec=spec.to_dict(),
         profile=lambda: vision.profile(model, spec.height),
-        architecture={},
+        architecture=architecture(stage.part),
         identity={"view_size": view_size, "pictures": pictures},
     )
 

@@ -15,6 +15,7 @@ from distilledge.models.vision_training import Profile
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.recipe import Pretraining, Recipe, Student, Teacher, Training
 from distilledge.pipeline.record import Checkpoint, Role, Sample, Splits, read_samples
+from distilledge.pipeline.reshape import RESHAPE, surgery_inputs
 from distilledge.pipeline.training.environment import resolve_precision
 from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.feed import Feed
@@ -93,7 +94,9 @@ def run_stage(stage: Stage, objective: Objective, feed: Feed, made: Made) -> Che
 
 def _identity(stage: Stage, made: Made) -> str:
     parts = {
-        "part": stage.part.model_dump(mode="json", exclude=TRANSFER) | strategy_inputs(stage.part),
+        "part": stage.part.model_dump(mode="json", exclude=TRANSFER | RESHAPE)
+        | strategy_inputs(stage.part)
+        | surgery_inputs(stage.part),
         "seed": stage.recipe.seed,
         "data": stage.splits.data_hash,
         "distill": stage.recipe.distill.model_dump(mode="json") if stage.role == "student" else None,
