@@ -19,11 +19,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import common
 import numpy as np
+
 from distilledge.models.metrics import kl
 from distilledge.pipeline.outcomes import classified
 from distilledge.pipeline.record import Checkpoint, ExportResult, RunRecord, Scores
@@ -70,3 +73,167 @@ def run(variant: Variant, options: argparse.Namespace) -> None:
     done = subprocess.run([*command, *(["--smoke"] if options.quick else [])], stdout=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(f"{variant.name} ended with {done.returncode}")
+
+
+def networks(options: argparse.Namespace) -> list[common.Row]:
+    """A row for each variant, beside the uncut network of its recipe."""
+    rows: list[common.Row] = []
+    first: dict[str, np.ndarray[Any, Any]] = {}
+    for variant in VARIANTS:
+        run(variant, options)
+        record = RunRecord.model_validate_json((options.work / "runs" / variant.name / "run.json").read_bytes())
+        checkpoint = read(record, options.work, "student", Checkpoint)
+        scores = read(record, options.work, "score", Scores)
+        where = stage(record, options.work, "score")
+        logits = {i.precision: np.load(where / i.logits) for i in scores.items if i.role == "student"}
+        labels = np.asarray(scores.labels, np.int64)
+        uncut = first.setdefault(variant.recipe, logits["fp32"])
+        exported = read(record, options.work, "export-student-onnx", ExportResult)
+        sizes = {file.precision: file.size_bytes / 1e6 for file in exported.files}
+        counts = {p: classified(record.recipe.metric, x, labels, checkpoint.classes).counts for p, x in logits.items()}
+        before = classified(record.recipe.metric, uncut, labels, checkpoint.classes).counts
+        how = {"metric": record.recipe.metric, "groups": None, "seed": record.recipe.seed}
+        rows.append(
+            {
+                "recipe": variant.recipe,
+                "model": checkpoint.model,
+                "student": variant.what,
+                "pictures": len(labels),
+                "value": 100 * float((logits["fp32"].argmax(1) == labels).mean()),
+                **spread("below_uncut", drop(before, counts["fp32"], labels, **how)),
+                **spread("int8_below_fp32", drop(counts["fp32"], counts["w8a8"], labels, **how)),
+                "mmacs": checkpoint.macs / 1e6,
+                "parameters": checkpoint.parameters,
+                "fp32_mb": sizes["fp32"],
+                "int8_mb": sizes["w8a8"],
+                "float_operations": list(next(f for f in exported.files if f.precision == "w8a8").float_operations),
+                "epochs": checkpoint.epochs,
+                "architecture": {k: v for k, v in checkpoint.architecture.items() if k != "channels"},
+            }
+        )
+    return rows
+
+
+def stage(record: RunRecord, work: Path, name: str) -> Path:
+    return work / next(s.path for s in record.stages if s.name == name)
+
+
+def read(record: RunRecord, work: Path, name: str, kind: Any) -> Any:
+    return kind.model_validate_json((stage(record, work, name) / "value.json").read_bytes())
+
+
+def spread(name: str, estimate: Any) -> common.Row:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+# --- rungs -----------------------------------------------------------------------------------------------------------
+
+RUNGS_OF = "magnetic-tile-tiny"
+COUNTS = (32, 128, 512)
+
+
+class Judged(NamedTuple):
+    """The student of ``RUNGS_OF`` in one runtime."""
+
+    student: Any
+    bench: Any
+    judge: Any
+
+
+def rungs(options: argparse.Namespace) -> list[common.Row]:
+    """Candidates of the student of ``RUNGS_OF``, whose stages must be in the store, on its validation pictures."""
+    from distilledge.pipeline.chain import BUILDERS, Chain
+    from distilledge.pipeline.recipe_file import load_recipe
+    from distilledge.pipeline.run import device_card, silent
+    from distilledge.pipeline.steps import steps
+    from distilledge.pipeline.store import Store
+
+    recipe = load_recipe(Path(str(files("distilledge.pipeline.recipes"))) / f"{RUNGS_OF}.yaml")
+    chain = Chain(recipe, Store(options.work / "store"), steps(recipe, device_card(recipe)), silent)
+    for step in chain.steps:
+        found = chain.store.lookup(step.kind, step.fingerprint, BUILDERS[step.kind][0])
+        if found is not None:
+            chain.done[step.name] = found
+    wanted = [f"export-student-{runtime}" for runtime in options.runtimes]
+    if missing := [name for name in ("data", "student", *wanted) if name not in chain.done]:
+        sys.exit(f"not in the store: {', '.join(missing)}; first: distilledge run {RUNGS_OF} --work {options.work}")
+    rows = []
+    with TemporaryDirectory() as folder:
+        for runtime in options.runtimes:
+            rows += judged(chain, runtime, Path(folder))
+    return rows
+
+
+def judged(chain: Any, runtime: str, folder: Path) -> Iterator[common.Row]:
+    from distilledge.pipeline.benchmark import samples_of
+    from distilledge.pipeline.checkpoint import load
+    from distilledge.pipeline.compress.judge import Ground, Judge
+    from distilledge.pipeline.compress.stage import Student, bench_of
+    from distilledge.pipeline.export import describe, finished
+    from distilledge.pipeline.inventory import opened
+    from distilledge.targets import get
+
+    target, recipe, exported = get(runtime), chain.recipe, chain.done[f"export-student-{runtime}"]
+    checkpoint, directory = chain.trained("student")
+    fp32 = next(f for f in exported.value.files if f.precision == "fp32")
+    student = Student(target, load(checkpoint, directory), describe(checkpoint, target), fp32, exported.path)
+    work = folder / runtime
+    work.mkdir()
+    calibration, train = (samples_of(*chain.inputs("train", calibration=c)) for c in (True, False))
+    bench = bench_of(student, calibration.rows, work, train.rows)
+    validation = chain.inputs("validation")
+    with opened("local") as device:
+        ground = Ground(recipe, recipe.budget_of(runtime), device, validation[0], samples_of(*validation))
+        judge = Judge(ground, fp32, bench.fp32.parent)
+        for number, (name, attempt) in enumerate(attempts(bench)):
+            out = work / f"candidate-{number}"
+            out.mkdir()
+            path, words = bench.make(attempt, out)
+            made = finished(target, [path], attempt.precision, words, student.deployable, 0.0)
+            logits = judge.answers(judge.fp32.model_copy(update={"directory": str(out), "exported": made}))
+            row = {
+                "recipe": RUNGS_OF,
+                "runtime": runtime,
+                "file": name,
+                "precision": attempt.precision,
+                "how": words,
+                "pictures": len(logits),
+                "agreement": float((logits.argmax(1) == judge.reference.argmax(1)).mean()),
+                "kl": kl(judge.reference, logits),
+                "size_share": made.size_bytes / fp32.size_bytes,
+            }
+            print(row, file=sys.stderr, flush=True)
+            yield row
+
+
+def attempts(bench: Any) -> Iterator[tuple[str, Any]]:
+    """As the ladder makes them, beside the plain file and corrected biases; sizes of the set whether stable or not."""
+    from distilledge.pipeline.compress.ladder import EQUALISED_BY, Attempt, Scheme
+
+    yield "plain static int8", Attempt("ptq", bench.fp32)
+    for count in COUNTS:
+        yield f"{count} calibration pictures", Attempt("calibration", bench.fp32, pictures=count)
+    for by in EQUALISED_BY:
+        source = bench.equalised(by)
+        yield f"equalised by {by}", Attempt("equalise", source, Scheme(own_bias=True, equalised=by))
+    yield "bias correction", Attempt("bias", bench.corrected(), Scheme(own_bias=True))
+    if "w8a16" in bench.target.PRECISIONS:
+        yield "16-bit activations", Attempt("w8a16", bench.fp32, precision="w8a16")
+
+
+def main() -> None:
+    parser = common.arguments(__doc__ or "")
+    parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
+    parser.add_argument("--only", choices=("networks", "rungs"))
+    parser.add_argument("--runtimes", nargs="+", default=["onnx", "openvino", "tflite"])
+    options = parser.parse_args()
+    options.work = options.work.absolute()
+    if "DISTILLEDGE_SHARED" not in os.environ:
+        sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
+    rows = [] if options.only == "rungs" else networks(options)
+    rows += [] if options.only == "networks" else rungs(options)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

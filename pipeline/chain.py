@@ -229,7 +229,8 @@ def _climb(chain: Chain, step: Step) -> Iterator[Climb | None]:
     held_out = [*validation[0], *chain.samples("test")]
     with opened(chain.recipe.measure.device) as device:
         ground = Ground(chain.recipe, budget, device, validation[0], samples_of(*validation))
-        yield Climb(ground, given[0], samples_of(*given), held_out)
+        train = chain.inputs("train")
+        yield Climb(ground, given[0], samples_of(*given), held_out, (train[0], samples_of(*train)))
 
 
 def _verify(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Parities:

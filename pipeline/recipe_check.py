@@ -13,6 +13,8 @@ from distilledge.pipeline.recipe import METRICS, Input, Recipe, Student, Teacher
 from distilledge.pipeline.recipe_strategy import FeatureExtraction, arguments, is_default
 from distilledge.pipeline.reshape import check_package, check_reshape
 
+NOT_THERE: dict[str, set[str]] = {"openvino": {"w8a16"}}
+"""Precisions that a runtime does not know."""
 Found = Iterator[tuple[str, str]]
 """What is wrong, and the edit that mends it."""
 
@@ -167,6 +169,8 @@ def _targets(recipe: Recipe) -> Found:
     for number, target in enumerate(recipe.export.targets):
         if not target.precisions:
             yield f"export.targets.{number}.precisions is empty", "name at least one, such as fp32"
+        for precision in sorted(set(target.precisions) & NOT_THERE.get(target.runtime, set())):
+            yield f"{target.runtime} has no {precision}: export.targets.{number}", "leave it out"
     if not recipe.measure.threads:
         yield "measure.threads is empty", "name at least one count, such as 1"
 

@@ -32,6 +32,8 @@ class Climb(NamedTuple):
     """The same pictures."""
     held_out: Sequence[Sample]
     """Validation and test: none of them may be calibrated on."""
+    more: tuple[Sequence[Sample], Samples] | None = None
+    """All of the training split, for larger calibration sets."""
 
 
 class Student(NamedTuple):
@@ -53,10 +55,11 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
     settings = given.ground.recipe.compress
     many = settings.samples or len(given.calibration)
     chosen = spread(given.calibration, many)
-    check_own(chosen, given.held_out)
+    more = given.more or (chosen, given.inputs)
+    check_own([*chosen, *more[0]], given.held_out)
     with TemporaryDirectory(prefix="distilledge-ladder-") as folder:
         work = Path(folder)
-        bench = _bench(student, spread(given.inputs.rows, many), work)
+        bench = bench_of(student, spread(given.inputs.rows, many), work, more[1].rows)
         judge = Judge(given.ground, student.fp32, bench.fp32.parent)
         made: list[tuple[Exported, Path]] = []
 
@@ -86,7 +89,7 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
     return exported, ledger
 
 
-def _bench(student: Student, rows: Sequence[str], work: Path) -> Bench:
+def bench_of(student: Student, rows: Sequence[str], work: Path, more: Sequence[str]) -> Bench:
     """Works on copies: what the rungs make lies beside them."""
     own = work / "fp32"
     own.mkdir()
@@ -94,7 +97,7 @@ def _bench(student: Student, rows: Sequence[str], work: Path) -> Bench:
         shutil.copyfile(student.directory / name, own / name)
     read = reader(student.deployable.input_spec, own)
     arrays: list[Inputs] = [read(row)[None] for row in rows]
-    return Bench(student.target, student.model, own / student.fp32.files[0], student.deployable, arrays)
+    return Bench(student.target, student.model, own / student.fp32.files[0], student.deployable, arrays, more)
 
 
 def _attempts(bench: Bench, rungs: Sequence[RungName]) -> Iterator[Attempt]:
