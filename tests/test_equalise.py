@@ -66,7 +66,7 @@ def test_a_ceiling_is_neither_reached_by_scaling_nor_moved_where_it_was_reached(
     assert s[0] == pytest.approx(3.0 * MARGIN / 6)  # the paper's 0.1 would lift it to 30
     assert s[1] == pytest.approx(2.0)
     assert s[2] == 1.0
-    assert float((top / s)[0]) * MARGIN <= 6 + 1e-9
+    assert float((top / s)[0]) * MARGIN == pytest.approx(6.0)
 
 
 @pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
@@ -78,7 +78,7 @@ def test_it_is_the_same_function(act: type[nn.Module], by: Any) -> None:
     assert {p.ceiling for p in pairs} == {6.0 if act is nn.ReLU6 else INFINITE}
     assert torch.allclose(own(x), model(x), atol=1e-10)
     changed = own.get_submodule("3").weight / folded(model, x[:1]).get_submodule("3").weight
-    assert float(changed.log().abs().max()) > 0.1  # it did something
+    assert float(changed.detach().log().abs().max()) > 0.1  # it did something
     if act is nn.ReLU:  # for all pictures, not only for those it was shown
         other = 10 * pictures(seed=2)
         assert torch.allclose(own(other), model(other), atol=1e-8)
