@@ -1,12 +1,12 @@
-"""Students that are cut: surgery, pruning, and the ladder's rungs for networks without training, as measured.
+"""Students that are cut: surgery and pruning; and the ladder's rungs without training that they are an alternative to.
 
-    python benchmarks/surgery.py                    trained variants; what is in the store of --work is not redone
-    python benchmarks/surgery.py --only rungs       equalisation, 16-bit activations, sizes of the calibration set
-    python benchmarks/surgery.py --only networks    surgery and pruning
-    python benchmarks/surgery.py --markdown         the recorded tables into the pages, nothing is run
-    python benchmarks/surgery.py --quick            the networks under their smoke blocks, labelled so
+    python benchmarks/surgery.py                   all of it; what is in the store of --work is not redone
+    python benchmarks/surgery.py --only rungs      equalisation, 16-bit activations, sizes of the calibration set
+    python benchmarks/surgery.py --only networks   surgery and pruning
+    python benchmarks/surgery.py --markdown        the recorded tables into the pages, nothing is run
+    python benchmarks/surgery.py --quick           the networks under their smoke blocks, labelled so
 
-Needs torch-pruning, and DISTILLEDGE_SHARED: the folder with data/ and weights/. Networks are judged on the test split,
+Needs torch-pruning, and DISTILLEDGE_SHARED: the folder with data/ and weights/. Networks are judged on the test split:
 fp32 beside the same network uncut, paired; int8 is plain static int8 in ONNX Runtime. Rungs are judged on the
 validation split by the answers they share with the fp32 file. No latency is recorded here.
 """
@@ -47,20 +47,26 @@ class Variant(NamedTuple):
     settings: tuple[str, ...] = ()
 
 
-SMALL = ("student.model=mobilenetv3_small_050", "student.training.epochs=30", "distill.control=false")
+SMALL = (
+    *("student.model=mobilenetv3_small_050", "student.training.epochs=20"),
+    *("teacher.training.epochs=5", "distill.control=false"),
+)
 CUT = "student.surgery={activation: relu6, squeeze_excite: drop}"
 STEEL = ("distill.control=false",)
 RECOVERY = (
-    "student.prune.training={epochs: 12, batch_size: 32, lr: 1e-3, ema: 0.99, "
+    "student.prune.training={epochs: 8, batch_size: 32, lr: 1e-3, ema: 0.99, "
     "augment: {crop_scale: [0.6, 1.0], vertical_flip: 0.5}}"
 )
-VARIANTS = (
-    Variant("demo", "surgery-none", "as it is", SMALL),
-    Variant("demo", "surgery-relu6", "ReLU6, no squeeze-excite", (*SMALL, CUT)),
-    Variant("x-sdd-tiny", "prune-none", "as it is", STEEL),
-    Variant("x-sdd-tiny", "prune-60", "60 % of the MACs", (*STEEL, "student.prune.macs=0.6", RECOVERY)),
-    Variant("x-sdd-tiny", "prune-30", "30 % of the MACs", (*STEEL, "student.prune.macs=0.3", RECOVERY)),
-)
+VARIANTS = {
+    v.name: v
+    for v in (
+        Variant("demo", "surgery-none", "as it is", SMALL),
+        Variant("demo", "surgery-relu6", "ReLU6, no squeeze-excite", (*SMALL, CUT)),
+        Variant("x-sdd-tiny", "prune-none", "as it is", STEEL),
+        Variant("x-sdd-tiny", "prune-60", "60 % of the MACs", (*STEEL, "student.prune.macs=0.6", RECOVERY)),
+        Variant("x-sdd-tiny", "prune-30", "30 % of the MACs", (*STEEL, "student.prune.macs=0.3", RECOVERY)),
+    )
+}
 EXPORT = "export.targets=[{runtime: onnx, precisions: [fp32, w8a8]}]"
 FREE = ("gate.on_fail=report", "measure.quick=true", "verify.min_agreement_int8=0", "verify.min_cosine_int8=0", EXPORT)
 
@@ -79,7 +85,7 @@ def networks(options: argparse.Namespace) -> list[common.Row]:
     """A row for each variant, beside the uncut network of its recipe."""
     rows: list[common.Row] = []
     first: dict[str, np.ndarray[Any, Any]] = {}
-    for variant in VARIANTS:
+    for variant in (VARIANTS[name] for name in options.variants):
         run(variant, options)
         record = RunRecord.model_validate_json((options.work / "runs" / variant.name / "run.json").read_bytes())
         checkpoint = read(record, options.work, "student", Checkpoint)
@@ -95,6 +101,7 @@ def networks(options: argparse.Namespace) -> list[common.Row]:
         how = {"metric": record.recipe.metric, "groups": None, "seed": record.recipe.seed}
         rows.append(
             {
+                "table": "networks",
                 "recipe": variant.recipe,
                 "model": checkpoint.model,
                 "student": variant.what,
@@ -192,6 +199,7 @@ def judged(chain: Any, runtime: str, folder: Path) -> Iterator[common.Row]:
             made = finished(target, [path], attempt.precision, words, student.deployable, 0.0)
             logits = judge.answers(judge.fp32.model_copy(update={"directory": str(out), "exported": made}))
             row = {
+                "table": "rungs",
                 "recipe": RUNGS_OF,
                 "runtime": runtime,
                 "file": name,
@@ -202,7 +210,6 @@ def judged(chain: Any, runtime: str, folder: Path) -> Iterator[common.Row]:
                 "kl": kl(judge.reference, logits),
                 "size_share": made.size_bytes / fp32.size_bytes,
             }
-            print(row, file=sys.stderr, flush=True)
             yield row
 
 
@@ -221,18 +228,101 @@ def attempts(bench: Any) -> Iterator[tuple[str, Any]]:
         yield "16-bit activations", Attempt("w8a16", bench.fp32, precision="w8a16")
 
 
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def bars(rows: list[common.Row]) -> list[common.Row]:
+    """By value; the intervals stand in the rows."""
+    return [
+        common.bar(f"{row['recipe']} {row['student']}: points below the uncut student", row["below_uncut"], MAX_DROP)
+        for row in rows
+        if row["table"] == "networks" and row["student"] != "as it is"
+    ]
+
+
+def place(row: common.Row) -> tuple[object, ...]:
+    """What a row is of: a later run takes the place of an earlier one."""
+    return row["table"], row["recipe"], row.get("runtime"), row.get("file") or row["student"]
+
+
+def recorded(results: Path) -> common.Row:
+    path = results / "surgery.json"
+    found: common.Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "bars": []}
+    return found
+
+
+def points(row: common.Row, name: str) -> str:
+    return f"{row[name]:.2f} ({row[name + '_low']:.2f} to {row[name + '_high']:.2f})"
+
+
+def table_of_networks(rows: list[common.Row]) -> str:
+    lines = [
+        "| recipe | model | student | test pictures | accuracy, % | below the uncut, points (95 %) | "
+        "int8 below fp32, points (95 %) | MMACs | parameters | fp32, MB | int8, MB |",
+        "|---|---|---|---:|---:|---|---|---:|---:|---:|---:|",
+    ]
+    for row in (r for r in rows if r["table"] == "networks"):
+        cells = [row["recipe"], row["model"], row["student"], str(row["pictures"]), f"{row['value']:.1f}"]
+        cells += [points(row, "below_uncut") if row["student"] != "as it is" else "-", points(row, "int8_below_fp32")]
+        cells += [f"{row['mmacs']:.2f}", f"{row['parameters']:,}", f"{row['fp32_mb']:.2f}", f"{row['int8_mb']:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def table_of_rungs(rows: list[common.Row]) -> str:
+    """A line for each file, two columns for each runtime."""
+    own = [r for r in rows if r["table"] == "rungs"]
+    runtimes = list(dict.fromkeys(r["runtime"] for r in own))
+    titles = [f"{SHOWN[runtime]}, % | KL" for runtime in runtimes]
+    lines = [f"| file | {' | '.join(titles)} |", "|---|" + "---:|" * 2 * len(runtimes)]
+    for name in dict.fromkeys(r["file"] for r in own):
+        found = {r["runtime"]: r for r in own if r["file"] == name}
+        cells = [
+            f"{100 * found[r]['agreement']:.1f} | {found[r]['kl']:.4f}" if r in found else "- | -" for r in runtimes
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+SHOWN = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tflite": "LiteRT"}
+TABLES = {"students.md": ("networks", table_of_networks), "int8.md": ("rungs", table_of_rungs)}
+"""Page -> the name of its markers, and the table between them."""
+
+
+def filled(name: str, page: str, results: common.Row) -> str:
+    marker, make = TABLES[name]
+    head, _, rest = page.partition(f"<!-- {marker} -->")
+    tail = rest.partition(f"<!-- /{marker} -->")[2]
+    return f"{head}<!-- {marker} -->\n{make(results['rows'])}\n<!-- /{marker} -->{tail}"
+
+
 def main() -> None:
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
     parser.add_argument("--only", choices=("networks", "rungs"))
-    parser.add_argument("--runtimes", nargs="+", default=["onnx", "openvino", "tflite"])
+    parser.add_argument(
+        "--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="uncut ones first"
+    )
+    parser.add_argument("--runtimes", nargs="+", default=list(SHOWN), choices=list(SHOWN))
+    parser.add_argument("--markdown", action="store_true", help="write the recorded tables into the pages and stop")
     options = parser.parse_args()
     options.work = options.work.absolute()
+    if options.markdown:
+        for name in TABLES:
+            path = PAGES / name
+            path.write_text(filled(name, path.read_text(encoding="utf-8"), recorded(options.out)), encoding="utf-8")
+        return
     if "DISTILLEDGE_SHARED" not in os.environ:
         sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
-    rows = [] if options.only == "rungs" else networks(options)
-    rows += [] if options.only == "networks" else rungs(options)
-    print(json.dumps(rows))
+    made = [] if options.only == "rungs" else networks(options)
+    made += [] if options.only == "networks" or options.quick else rungs(options)
+    name = "surgery-quick" if options.quick else "surgery"
+    earlier = [] if options.quick else recorded(options.out)["rows"]
+    again = {place(row): row for row in made}
+    rows = [again.pop(place(row), row) for row in earlier]
+    rows += again.values()
+    facts = common.conditions(quick=options.quick, packages=PACKAGES, extra={"note": "accuracy only; nothing is timed"})
+    common.finish(name, facts, rows, bars(rows), out=options.out)
 
 
 if __name__ == "__main__":
