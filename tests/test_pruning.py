@@ -62,7 +62,13 @@ def test_a_record_of_another_network_is_refused() -> None:
 
 
 @needs_package
-@pytest.mark.parametrize("name", ["mobilenetv1_025", "mobilenetv3_small_050", "test_resnet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenetv1_025", "mobilenetv3_small_050")),
+        "test_resnet",
+    ],
+)
 def test_the_least_pruned_network_within_the_limit(name: str) -> None:
     model = student(name)
     before, weights = vision.profile(model, SIZE), copy.deepcopy(model.state_dict())

@@ -46,10 +46,9 @@ def cut(made: Recipe, goal: float, source: Taught, data: Path, place: tuple[Path
 
 
 def test_it_is_cut_taught_again_and_read_back(data: Path, teacher: Taught, tmp_path: Path) -> None:
-    """Twice, with a loss that looks at feature maps, whose channels are fewer; interrupted, it ends with the same bits."""
-    made = asked(
-        {"macs": 0.3, "rounds": 2, "training": {"epochs": 2, "batch_size": 8}}, distill={"losses": [{"name": "hint"}]}
-    )
+    """Twice, with a loss that looks at feature maps, whose channels are fewer; interrupted, it ends with equal bits."""
+    recovery = {"epochs": 2, "batch_size": 8}
+    made = asked({"macs": 0.3, "rounds": 2, "training": recovery}, distill={"losses": [{"name": "hint"}]})
     source = unpruned(made, data, tmp_path)
     one = folders(tmp_path, "one")
     first = cut(made, 0.55, source, data, one, taught_by=teacher)
