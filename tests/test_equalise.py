@@ -17,9 +17,12 @@ from distilledge.models.equalise import MARGIN, Pair, equalised, found, input_pe
 from distilledge.models.errors import UsageError
 from distilledge.models.rounding import folded
 from distilledge.pipeline.compress.ladder import MOST_PICTURES, calibration
+from distilledge.pipeline.compress.stage import Climb
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_check import check_recipe
+from distilledge.pipeline.record import Sample
 from distilledge.targets.ranges import Observed
+from distilledge.targets.samples import pictures as pictures_of
 from distilledge.targets.scheme import Scheme
 
 INFINITE = float("inf")
@@ -130,6 +133,14 @@ def test_other_sizes_are_tried_only_where_two_halves_disagree() -> None:
     assert list(calibration(bench(1.0))) == []
     assert [a.pictures for a in calibration(bench(4.0))] == [32, MOST_PICTURES]
     assert [a.pictures for a in calibration(bench(4.0, own=200, train=200))] == [32, 128]
+
+
+def test_larger_calibration_sets_leave_out_what_is_held_out() -> None:
+    samples = [Sample(f"{i}.png", 0, "", "train", f"sha{i}", False) for i in range(4)]
+    held = [Sample("x.png", 0, "", "test", "sha2", False)]
+    ground: Any = None
+    climb = Climb(ground, samples[:1], pictures_of(["0"]), held, (samples, pictures_of(["0", "1", "2", "3"])))
+    assert climb.spare() == ["0", "1", "3"]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from distilledge.pipeline.reshape import check_package, goal, source_of
 from distilledge.pipeline.steps import steps
 
 SIZE = 32
+SLOW_ONES = [pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenetv1_025", "mobilenetv3_small_050")]
 INSTALLED = importlib.util.find_spec("torch_pruning") is not None
 needs_package = pytest.mark.skipif(not INSTALLED, reason="torch-pruning is not installed: pip install torch-pruning")
 
@@ -62,13 +63,7 @@ def test_a_record_of_another_network_is_refused() -> None:
 
 
 @needs_package
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenetv1_025", "mobilenetv3_small_050")),
-        "test_resnet",
-    ],
-)
+@pytest.mark.parametrize("name", [*SLOW_ONES, "test_resnet"])
 def test_the_least_pruned_network_within_the_limit(name: str) -> None:
     model = student(name)
     before, weights = vision.profile(model, SIZE), copy.deepcopy(model.state_dict())

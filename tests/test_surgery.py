@@ -22,6 +22,7 @@ from distilledge.pipeline.recipe import Data, Input, Recipe
 from distilledge.pipeline.recipe_check import check_models, check_recipe
 from distilledge.pipeline.record import Checkpoint
 from distilledge.pipeline.steps import steps
+from distilledge.pipeline.training.operate import operate
 from distilledge.targets import get
 
 SIZE, CLASSES = 32, ("a", "b", "c")
@@ -123,6 +124,20 @@ def test_a_checkpoint_is_rebuilt_from_what_it_says(tmp_path: Path) -> None:
     made = record(model, tmp_path, surgery=PLAIN.model_dump(mode="json"))
     again = checkpoints.load(Checkpoint.model_validate_json(made.model_dump_json()), tmp_path)
     assert torch.equal(again(x), model(x))
+
+
+def test_a_trained_student_is_cut_for_the_ladder(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    made = record(student(), before)
+    found = operate((made, before), PLAIN, after)
+    assert found.architecture == {"surgery": PLAIN.model_dump(mode="json")}
+    assert found.parameters < sum(p.numel() for p in student().parameters())
+    x = torch.randn(2, 3, SIZE, SIZE)
+    assert torch.equal(checkpoints.load(found, after)(x), operated(student(), PLAIN)(x))
+    with pytest.raises(UsageError, match="E2670"):
+        operate((found, after), PLAIN, before)
 
 
 def recipe(**fields: Any) -> Recipe:

@@ -32,8 +32,14 @@ class Climb(NamedTuple):
     """The same pictures."""
     held_out: Sequence[Sample]
     """Validation and test: none of them may be calibrated on."""
-    more: tuple[Sequence[Sample], Samples] | None = None
+    train: tuple[Sequence[Sample], Samples] | None = None
     """All of the training split, for larger calibration sets."""
+
+    def spare(self) -> list[str]:
+        """Pictures of the training split of which none is held out by content."""
+        held = {sample.sha256 for sample in self.held_out}
+        samples, inputs = self.train or (self.calibration, self.inputs)
+        return [row for sample, row in zip(samples, inputs.rows, strict=True) if sample.sha256 not in held]
 
 
 class Student(NamedTuple):
@@ -55,11 +61,10 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
     settings = given.ground.recipe.compress
     many = settings.samples or len(given.calibration)
     chosen = spread(given.calibration, many)
-    more = given.more or (chosen, given.inputs)
-    check_own([*chosen, *more[0]], given.held_out)
+    check_own(chosen, given.held_out)
     with TemporaryDirectory(prefix="distilledge-ladder-") as folder:
         work = Path(folder)
-        bench = bench_of(student, spread(given.inputs.rows, many), work, more[1].rows)
+        bench = bench_of(student, spread(given.inputs.rows, many), work, given.spare())
         judge = Judge(given.ground, student.fp32, bench.fp32.parent)
         made: list[tuple[Exported, Path]] = []
 
