@@ -166,3 +166,36 @@ def test_16_bit_activations_are_nearer_to_float(runtime: str, tmp_path: Path) ->
     float_logits = list(target.tensors(fp32, rows, optimise=False).values())[-1].reshape(16, -1)
     assert kl(float_logits, logits["w8a16"]) < kl(float_logits, logits["w8a8"])
     assert words["w8a16"].startswith({"onnx": "QDQ U16S8", "tflite": "static_wi8_ai16"}[runtime])
+
+
+@pytest.mark.slow
+def test_the_rung_repairs_a_channel_that_takes_all_steps(tmp_path: Path) -> None:
+    """One channel between two convolutions is 300 times the others: plain int8 leaves those next to nothing."""
+    from test_ladder_files import CLASSES, SPEC, Outlier
+    from test_ladder_files import SIZE as SIDE
+
+    from distilledge.models.metrics import kl
+    from distilledge.pipeline.compress.ladder import RUNGS, Bench
+    from distilledge.targets import get
+    from distilledge.targets.base import Deployable
+    from distilledge.targets.ondevice.session import open_session
+
+    target, folder = get("onnx"), tmp_path / "fp32"
+    folder.mkdir()
+    deployable = Deployable(
+        input_spec=SPEC.to_dict(), height=SIDE, width=SIDE, mean=SPEC.mean, std=SPEC.std, classes=CLASSES
+    )
+    model = Outlier().eval()
+    rows = np.random.default_rng(0).integers(0, 255, (32, SIDE, SIDE, 3), np.uint8)
+    bench = Bench(target, model, target.export(model, deployable, folder), deployable, list(rows[:, None]))
+    reference = open_session(str(bench.fp32), "onnx", threads=1).run(rows)
+    found = {}
+    for name in ("ptq", "equalise"):
+        for number, attempt in enumerate(RUNGS[name](bench)):  # type: ignore[index]
+            out = tmp_path / f"{name}-{number}"
+            out.mkdir()
+            path, words = bench.make(attempt, out)
+            found[words] = kl(reference, open_session(str(path), "onnx", threads=1).run(rows))
+    plain, *equal = found.values()
+    assert ["equalised by" in words for words in found] == [False, True, True]
+    assert max(equal) < 0.2 * plain
