@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from torch import nn
 
 from distilledge.models.base import Value
+from distilledge.models.surgery import squeeze_types
 from distilledge.models.vision_names import VARIANTS, build, config
 
 Role = Literal["teacher", "student"]
@@ -78,7 +79,7 @@ def int8_friendliness(model: nn.Module) -> tuple[Friendliness, str]:
     Measured with random weights: ReLU networks gain 2 to 3 times everywhere; hard-swish falls out of fast paths; SiLU
     with squeeze-excite gains nothing in ONNX Runtime; LayerNorm networks are slower or wrong in LiteRT.
     """
-    squeeze = _has(model, _squeeze_types())
+    squeeze = _has(model, squeeze_types())
     if _has(model, (nn.LayerNorm, nn.MultiheadAttention)):
         return "poor", "LayerNorm or attention: static int8 is slower or wrong in LiteRT; prefer w8dyn"
     if _has(model, (nn.SiLU,)):
@@ -94,13 +95,6 @@ def int8_friendliness(model: nn.Module) -> tuple[Friendliness, str]:
 
 def _has(model: nn.Module, types: tuple[type[nn.Module], ...]) -> bool:
     return any(isinstance(m, types) for m in model.modules())
-
-
-def _squeeze_types() -> tuple[type[nn.Module], ...]:
-    from timm.layers import CecaModule, EcaModule, EffectiveSEModule, SEModule
-    from timm.models._efficientnet_blocks import SqueezeExcite
-
-    return SEModule, EffectiveSEModule, EcaModule, CecaModule, SqueezeExcite
 
 
 def _smooth_types() -> tuple[type[nn.Module], ...]:

@@ -29,6 +29,7 @@ from distilledge.pipeline.record import (
     read_samples,
     read_texts,
 )
+from distilledge.pipeline.reshape import goal, source_of
 from distilledge.pipeline.steps import Step, needs_parent
 from distilledge.pipeline.store import Store, Stored
 from distilledge.pipeline.transfer import from_scratch, source_only
@@ -195,6 +196,29 @@ def _student(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
     )
 
 
+def _prune(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
+    from distilledge.pipeline.benchmark import samples_of
+    from distilledge.pipeline.training.prune import prune
+
+    settings = chain.recipe.student.prune
+    assert settings is not None
+    before, number = source_of(step.name, settings.rounds)
+    source = chain.trained(before)
+    assert source is not None
+    return prune(
+        chain.recipe,
+        chain.splits,
+        chain.done["data"].path,
+        source,
+        goal(chain.recipe, number),
+        out,
+        taught_by=chain.trained("teacher") if step.role == "student" else None,
+        inputs=samples_of(*chain.inputs("validation")),
+        partial=partial,
+        report=chain.report,
+    )
+
+
 def _export(chain: Chain, step: Step, out: Path, _partial: Path) -> ExportResult:
     from distilledge.pipeline.benchmark import samples_of
     from distilledge.pipeline.export import export
@@ -230,7 +254,8 @@ def _climb(chain: Chain, step: Step) -> Iterator[Climb | None]:
     held_out = [*validation[0], *chain.samples("test")]
     with opened(chain.recipe.measure.device) as device:
         ground = Ground(chain.recipe, budget, device, validation[0], samples_of(*validation))
-        yield Climb(ground, given[0], samples_of(*given), held_out)
+        train = chain.inputs("train")
+        yield Climb(ground, given[0], samples_of(*given), held_out, (train[0], samples_of(*train)))
 
 
 def _verify(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Parities:
@@ -302,6 +327,7 @@ BUILDERS: dict[str, tuple[type[BaseModel], Callable[[Chain, Step, Path, Path], A
     "adaptation": (Adaptation, _adaptation),
     "student": (Checkpoint, _student),
     "control": (Checkpoint, _student),
+    "prune": (Checkpoint, _prune),
     "export": (ExportResult, _export),
     "verify": (Parities, _verify),
     "measure": (Measurements, _measure),

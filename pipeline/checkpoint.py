@@ -12,7 +12,10 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from distilledge.models import clip_net, few_shot, vision
+from distilledge.models.base import Surgery
 from distilledge.models.errors import IntegrityError
+from distilledge.models.pruning import resized, restated
+from distilledge.models.surgery import operated
 from distilledge.models.vision import InputDefaults
 from distilledge.pipeline.recipe import Data, Input
 from distilledge.pipeline.record import Checkpoint
@@ -20,6 +23,8 @@ from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec, WrongTokenizer
 
 WEIGHTS = "model.safetensors"
+CHANGES = ("surgery", "channels", *few_shot.HEADS)
+"""Parts of an architecture that change a network known by name: ``models.surgery``, ``models.pruning``, a head."""
 
 
 def load(checkpoint: Checkpoint, directory: Path) -> nn.Module:
@@ -39,14 +44,14 @@ def load(checkpoint: Checkpoint, directory: Path) -> nn.Module:
             f"not the weights that were trained: {path}: expected sha256 {checkpoint.weights_sha256}, got {found}",
             "run again: the stage is rebuilt",
         )
-    model = _built(checkpoint)
+    model = built(checkpoint)
     model.load_state_dict(safetensors.torch.load(data))
     return model.eval()
 
 
-def _built(checkpoint: Checkpoint) -> nn.Module:
+def built(checkpoint: Checkpoint) -> nn.Module:
     """The network of a checkpoint, without its weights."""
-    architecture = {name: value for name, value in checkpoint.architecture.items() if name not in few_shot.HEADS}
+    architecture = {name: value for name, value in checkpoint.architecture.items() if name not in CHANGES}
     model: nn.Module
     if "clip" in architecture:
         model = clip_net.ClipNet(architecture["clip"])
@@ -56,6 +61,10 @@ def _built(checkpoint: Checkpoint) -> nn.Module:
         model = text.create(architecture)
     else:
         model = vision.create(checkpoint.model, classes=len(checkpoint.classes), size=checkpoint.input_spec["height"])
+    if "surgery" in checkpoint.architecture:
+        operated(model, Surgery.model_validate(checkpoint.architecture["surgery"]))
+    if "channels" in checkpoint.architecture:
+        restated(resized(model, checkpoint.architecture["channels"]), checkpoint.input_spec["height"])
     return few_shot.with_head(model, checkpoint.architecture)
 
 

@@ -16,15 +16,12 @@ from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.record import Checkpoint, ExportResult, Role
 from distilledge.pipeline.step_packages import RUNTIME_PACKAGES, package_versions
 from distilledge.targets import get
-from distilledge.targets.base import AnyDeployable, Deployable, Exported, Precision, Target, TextDeployable
+from distilledge.targets.base import STATIC, AnyDeployable, Deployable, Exported, Precision, Target, TextDeployable
 from distilledge.targets.ondevice.text import TextSpec
 from distilledge.targets.samples import Samples, reader
 
 if TYPE_CHECKING:
     from distilledge.pipeline.compress.stage import Climb
-
-STATIC: tuple[Precision, ...] = ("w8a8",)
-"""Precisions whose activation ranges are measured on calibration pictures or texts."""
 
 
 def export(

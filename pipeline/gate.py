@@ -37,7 +37,7 @@ P50 = "p50 latency (ms)"
 SIZE = "size (MB)"
 RSS = "peak RSS (MB)"
 
-SHIP_ORDER = ("w8a8", "w8dyn", "w8", "fp16", "fp32")
+SHIP_ORDER = ("w8a8", "w8a16", "w8dyn", "w8", "fp16", "fp32")
 """The first of these that a runtime has is the file it ships."""
 FLOAT = ("fp32", "fp16")
 WORST_FIRST: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")

@@ -59,7 +59,7 @@ def _row(recipe: Recipe, store: Store, step: Step, before: dict[str, Any] | None
 def _estimate(recipe: Recipe, step: Step) -> float | None:
     if recipe.is_text and step.kind in ("pretrain", "teacher", "scratch", "source-only", "student", "control"):
         return None  # what a hub name or a teacher's layers weigh is not known before they are there
-    if step.kind in ("teacher", "scratch", "source-only", "student", "control"):
+    if step.kind in ("teacher", "scratch", "source-only", "student", "control", "prune"):
         model = recipe.teacher if step.role == "teacher" else recipe.student
         return _training_seconds(model.model, model.input.size, model.training, _pictures(recipe))
     if step.kind == "measure":

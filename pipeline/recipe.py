@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distilledge.models.base import Value
+from distilledge.models.base import Surgery, Value
 from distilledge.pipeline.recipe_compress import Compress
 from distilledge.pipeline.recipe_data import (
     METRICS,
@@ -30,6 +30,7 @@ from distilledge.pipeline.recipe_data import (
     Tickets,
 )
 from distilledge.pipeline.recipe_multitask import Multitask
+from distilledge.pipeline.recipe_prune import Prune
 from distilledge.pipeline.recipe_strategy import Chosen, Strategy
 from distilledge.pipeline.recipe_training import (
     Augment,
@@ -71,6 +72,7 @@ __all__ = [
     "Positive",
     "Pretraining",
     "Prompts",
+    "Prune",
     "RandAugment",
     "Recipe",
     "Scenario",
@@ -78,6 +80,7 @@ __all__ = [
     "SplitFractions",
     "Strategy",
     "Student",
+    "Surgery",
     "Synthetic",
     "TaskName",
     "Teacher",
@@ -121,6 +124,10 @@ class Student(Value):
     input: Input = Input(size=128)
     text: Text = Text()
     pretraining: Pretraining | None = None
+    surgery: Surgery | None = None
+    """Parts that int8 bears badly are replaced before the training; see docs/students.md."""
+    prune: Prune | None = None
+    """Channels are cut after the training, and the student is distilled again."""
     training: Training = Training()
 
 

@@ -15,7 +15,10 @@ from distilledge.pipeline.recipe_domain import domain, pictures_before
 from distilledge.pipeline.recipe_multitask import check_multitask
 from distilledge.pipeline.recipe_shots import clip_contradictions, head_contradictions
 from distilledge.pipeline.recipe_strategy import ADAPTING, FeatureExtraction, arguments, is_default
+from distilledge.pipeline.reshape import check_package, check_reshape
 
+NOT_THERE: dict[str, set[str]] = {"openvino": {"w8a16"}}
+"""Precisions that a runtime does not know."""
 Found = Iterator[tuple[str, str]]
 """What is wrong, and the edit that mends it."""
 
@@ -36,6 +39,8 @@ def check_models(recipe: Recipe) -> None:
     for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
         if not is_clip(part.model):  # its files say how large it is, and the run reads them
             sizes[role] = _parameters(part, role)
+    if recipe.student.prune is not None:
+        check_package()
     if sizes["student"] > sizes.get("teacher", sizes["student"]):
         raise UsageError(
             "E2018",
@@ -60,12 +65,15 @@ def _parameters(part: Teacher | Student, role: str) -> int:
     """Number of parameters. The forward pass without memory shows whether the size fits and the head is one."""
     import torch
 
+    from distilledge.models.surgery import operated
     from distilledge.models.vision_names import build
 
     classes, size = 3, part.input.size
     try:
         with torch.device("meta"), torch.no_grad():
             model = build(part.model, classes=classes, size=size).eval()
+            if isinstance(part, Student) and part.surgery is not None:
+                operated(model, part.surgery)
             shape = tuple(model(torch.empty(1, 3, size, size)).shape)
     except UsageError as error:
         raise UsageError(error.code, f"{error.what}: {role}.model", error.hint) from error
@@ -138,6 +146,9 @@ def _trainings(recipe: Recipe) -> Found:
             yield from (
                 (f"{role}.pretraining.training.{what}", fix) for what, fix in _training(part.pretraining.training)
             )
+    recovery = recipe.student.prune.training if recipe.student.prune else None
+    if recovery is not None:
+        yield from ((f"student.prune.training.{what}", fix) for what, fix in _training(recovery))
 
 
 def _training(training: Training) -> Found:
@@ -163,6 +174,8 @@ def _targets(recipe: Recipe) -> Found:
     for number, target in enumerate(recipe.export.targets):
         if not target.precisions:
             yield f"export.targets.{number}.precisions is empty", "name at least one, such as fp32"
+        for precision in sorted(set(target.precisions) & NOT_THERE.get(target.runtime, set())):
+            yield f"{target.runtime} has no {precision}: export.targets.{number}", "leave it out"
     if not recipe.measure.threads:
         yield "measure.threads is empty", "name at least one count, such as 1"
 
@@ -301,4 +314,5 @@ CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _units,
     _compress,
     check_multitask,
+    check_reshape,
 )

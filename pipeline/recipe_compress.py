@@ -9,7 +9,7 @@ from pydantic import Field
 from distilledge.models.base import Value
 from distilledge.pipeline.recipe_data import Count, Fraction
 
-RungName = Literal["ptq", "ranges", "bias", "islands", "w8"]
+RungName = Literal["ptq", "calibration", "ranges", "equalise", "bias", "islands", "w8a16", "w8"]
 
 
 class Compress(Value):
@@ -17,9 +17,11 @@ class Compress(Value):
 
     climb: bool = False
     """Climb ``rungs`` for each runtime's w8a8 file until the student's budget holds on the validation pictures."""
-    rungs: tuple[RungName, ...] = ("ptq", "ranges", "bias", "islands", "w8")
-    """In this order. ``ptq``: plain static int8. ``ranges``: percentile, MSE and entropy ranges. ``bias``: bias
-    correction. ``islands``: the 2, 4 and 8 worst layers stay float. ``w8``: int8 weights only, then float16."""
+    rungs: tuple[RungName, ...] = ("ptq", "calibration", "ranges", "equalise", "bias", "islands", "w8a16", "w8")
+    """In this order. ``ptq``: plain static int8. ``calibration``: other numbers of pictures, where ranges depend on
+    them. ``ranges``: percentile, MSE and entropy ranges. ``equalise``: channels rescaled across layers, biases
+    corrected. ``bias``: bias correction. ``islands``: the 2, 4 and 8 worst layers stay float. ``w8a16``: 16-bit
+    activations. ``w8``: int8 weights only, then float16."""
     samples: Count | None = None
     """Calibration pictures used; default: all of data.calibration."""
     min_agreement: Fraction = 0.98

@@ -93,7 +93,7 @@ class Checkpoint(Value):
     ``tokenizer.json`` lies beside the weights."""
     architecture: dict[str, Any] = {}
     """Of a text model: what ``models.text.create`` builds the same network from (no weights). ``knn``: the shapes of a
-    head of nearest neighbours."""
+    head of nearest neighbours. ``surgery``: what was replaced; ``channels``: those of layers that were pruned."""
     task: TaskName = "image-classification"
     weights_sha256: str
     parameters: int

@@ -42,7 +42,7 @@ class FileCard(Value):
     size_bytes: int
     """Of all of them; of a text file of ours, without its tokenizer."""
     precision: str
-    """Of a recipe's file ``fp32``, ``fp16``, ``w8dyn`` or ``w8a8``; else the type of most bytes of its constants."""
+    """As a recipe names it, such as ``w8a8``; of other files the type of most bytes of its constants."""
     operations: dict[str, int] = {}
     """Type -> how often, as the file has them; empty of a recipe's file."""
     weights: dict[str, int] = {}

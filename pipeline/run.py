@@ -75,6 +75,8 @@ def device_card(recipe: Recipe) -> dict[str, Any]:
 
 def _run_steps(chain: Chain, until: str) -> None:
     last = {"report": "gate"}.get(until, until)
+    if chain.recipe.student.prune is not None and until in ("student", "control"):
+        last = "prune"
     for step in chain.steps:
         run_step(chain, step)
         if step.kind == "verify":

@@ -16,6 +16,7 @@ from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.recipe import ExportTarget, Measure, Recipe, Student, Teacher, Units
 from distilledge.pipeline.recipe_multitask import gate_inputs, multitask_inputs, without_tasks
 from distilledge.pipeline.record import Role
+from distilledge.pipeline.reshape import RESHAPE, pruned, surgery_inputs
 from distilledge.pipeline.step_packages import export_packages, package_versions, training_packages
 from distilledge.pipeline.store import fingerprint
 from distilledge.pipeline.transfer import (
@@ -39,6 +40,7 @@ VERSIONS = {
     "transfer": 2,
     "source-only": 1,
     "adaptation": 1,
+    "prune": 1,
     "pretrain": 1,
     "export": 1,
     "verify": 3,
@@ -75,9 +77,11 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     teacher = _step("teacher", "teacher", _teacher_inputs(recipe, data, first), role="teacher")
     second = _student_pretraining(recipe, data, first or teacher)
     inputs = _control_inputs(recipe, data, teacher, second)
-    trained = [teacher, _step("student", "student", inputs | _taught_inputs(recipe, teacher, first))]
+    students = [_step("student", "student", inputs | _taught_inputs(recipe, teacher, first))]
     if recipe.distill.control:
-        trained.append(_step("control", "control", inputs, role="control"))
+        students.append(_step("control", "control", inputs, role="control"))
+    unpruned, students = pruned(recipe, students, _step)
+    trained = [teacher, *students]
     exports = [e for step in trained for e in _exports(recipe, data, step, device_card)]
     verify = _step("verify", "verify", _downstream(recipe, data, exports, "verify"))
     measured = [e for e in exports if e.role != "control"]
@@ -87,7 +91,7 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     score = _step("score", "score", {p.name: p.fingerprint for p in predicts})
     gate = _step("gate", "gate", _gate_inputs(recipe, score, measure))
     checked = (*_transfer(recipe, data, teacher, first), *_adaptation(recipe, data, teacher, first))
-    models = [step for step in (first, teacher, *checked, second, *trained[1:]) if step is not None]
+    models = [step for step in (first, teacher, *checked, second, *unpruned, *students) if step is not None]
     return (data, *models, *exports, verify, measure, *predicts, score, gate)
 
 
@@ -115,6 +119,7 @@ def _data_inputs(recipe: Recipe) -> dict[str, Any]:
     return inputs
 
 
+UNUSED = TRANSFER | RESHAPE
 OTHER_DATA = {
     False: {"tickets", "label_separator", "max_characters", "near_duplicate_jaccard"},
     True: {"synthetic", "min_size", "max_pixels", "exif", "frames", "near_duplicate_bits"},
@@ -128,9 +133,10 @@ def _model_inputs(recipe: Recipe, model: Teacher | Student) -> dict[str, Any]:
     other = {"input"} if recipe.is_text else {"text"}
     inputs = {
         **training_inputs(
-            model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *TRANSFER, *other})
+            model.model_dump(mode="json", exclude={"weights", "trust_pickle", "pretraining", *UNUSED, *other})
         ),
         **strategy_inputs(model),
+        **surgery_inputs(model),
         "weights": weights_hash(model.weights),
     }
     tokenizer = model.text.tokenizer

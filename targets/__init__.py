@@ -20,6 +20,7 @@ DISTRIBUTIONS: dict[str, str] = {
     "litert_torch": "litert-torch",
     "ai_edge_litert": "ai-edge-litert",
     "ai_edge_quantizer": "ai-edge-quantizer",
+    "torch_pruning": "torch-pruning",
 }
 """Imported name -> name to install, where they differ."""
 

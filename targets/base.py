@@ -17,9 +17,11 @@ from distilledge.models.heads import Heads
 from distilledge.targets.scheme import PLAIN, LayerError, Scheme
 from distilledge.targets.units import Placement
 
-Precision = Literal["fp32", "fp16", "w8", "w8dyn", "w8a8"]
-"""``w`` weights, ``a`` activations, then bits; ``dyn``: activation ranges computed at run time; ``w8a8`` is static;
-``w8``: weights only, computed in float."""
+Precision = Literal["fp32", "fp16", "w8", "w8dyn", "w8a16", "w8a8"]
+"""``w`` weights, ``a`` activations, then bits; ``dyn``: activation ranges computed at run time; ``w8a8`` and ``w8a16``
+are static; ``w8``: weights only, computed in float."""
+STATIC: tuple[Precision, ...] = ("w8a8", "w8a16")
+"""Precisions whose activation ranges are measured on calibration pictures or texts."""
 
 RuntimeName = Literal["onnx", "openvino", "tflite"]
 Uint8Array = npt.NDArray[np.uint8]

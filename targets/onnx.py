@@ -23,7 +23,7 @@ from distilledge.targets.text_program import OPSET, strip_traces, text_program
 NAME: RuntimeName = "onnx"
 SUFFIX = ".onnx"
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "w8dyn", "w8a8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "w8dyn", "w8a16", "w8a8")
 ANY_LENGTH = True
 
 DEQUANTISED = "_DequantizeLinear_Output"
@@ -84,6 +84,8 @@ def compress(
                 return path, dynamic_int8(fp32, path, saturates=deployable.saturates)
             case "w8a8":
                 return path, static_int8(fp32, path, calibration, saturates=deployable.saturates, scheme=scheme)
+            case "w8a16":
+                return path, static_int8(fp32, path, calibration, saturates=deployable.saturates, wide=True)
             case "w8":
                 return path, int8_weights(fp32, path)
 

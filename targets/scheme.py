@@ -16,6 +16,8 @@ class Scheme(Value):
     """Operations that stay float, by ``Target.layer_names``."""
     own_bias: bool = False
     """The fp32 file's biases are corrected already: OpenVINO's quantizer must not undo it."""
+    equalised: str = ""
+    """By what the channels of the fp32 file were equalised across layers; empty: they were not."""
     full_bias: bool = False
     """NNCF's layer-by-layer bias correction instead of its fast one; OpenVINO only."""
 
@@ -23,6 +25,7 @@ class Scheme(Value):
     def words(self) -> str:
         """What is to be added to a recipe's words, beginning with a comma, or nothing."""
         parts = [f"{self.ranges_name} ranges"] if self.ranges else []
+        parts += [f"equalised by {self.equalised}"] if self.equalised else []
         parts += ["bias correction"] if self.own_bias else []
         parts += ["full bias correction"] if self.full_bias else []
         parts += [f"{len(self.islands)} layers in float"] if self.islands else []

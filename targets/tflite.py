@@ -24,7 +24,7 @@ from distilledge.targets.tflite_file import Graph, model_bytes, read_graph, subg
 NAME: RuntimeName = "tflite"
 SUFFIX = ".tflite"
 PACKAGES = ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "w8dyn", "w8a8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "w8dyn", "w8a16", "w8a8")
 ANY_LENGTH = False
 
 METADATA_FOLDER = "distilledge/"

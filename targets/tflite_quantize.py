@@ -118,16 +118,19 @@ def recipe_of(precision: Precision, graph: Graph, islands: Sequence[str] = ()) -
         dense = TFLOperationName.FULLY_CONNECTED
         recipe.add_dynamic_config(".*", dense, num_bits=8, granularity=QuantGranularity.TENSORWISE)
         return recipe, "dynamic_wi8_afp32, convolutions per channel, FULLY_CONNECTED per tensor"
+    bits = 16 if precision == "w8a16" else 8
     scope = (TFLOperationName.FULLY_CONNECTED, TFLOperationName.CONV_2D) if attention else (EVERYTHING,)
     for operation in scope:
-        recipe.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
+        recipe.add_static_config(".*", operation, activation_num_bits=bits, weight_num_bits=8)
     if text:
         recipe.add_dynamic_config(".*", TFLOperationName.EMBEDDING_LOOKUP, num_bits=8)
     for name in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
         recipe.add_quantization_config(".*", name, algorithm_key=AlgorithmName.NO_QUANTIZE)
     for tensor in (*normalisation(graph), *widened(graph, islands)):
         recipe.add_quantization_config(f"^{re.escape(tensor)};?$", EVERYTHING, algorithm_key=AlgorithmName.NO_QUANTIZE)
-    return recipe, "static_wi8_ai8, per channel, MinMax" + (", FULLY_CONNECTED and CONV_2D only" if attention else "")
+    return recipe, f"static_wi8_ai{bits}, per channel, MinMax" + (
+        ", FULLY_CONNECTED and CONV_2D only" if attention else ""
+    )
 
 
 def widened(graph: Graph, islands: Sequence[str]) -> list[str]:

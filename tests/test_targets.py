@@ -19,7 +19,7 @@ from torch import nn
 
 from distilledge import targets
 from distilledge.models.errors import MissingPackageError, UsageError
-from distilledge.targets.base import Deployable, RuntimeName, Target
+from distilledge.targets.base import STATIC, Deployable, RuntimeName, Target
 from distilledge.targets.deployed import Deployed, converting
 from distilledge.targets.ondevice.facts import device_card
 from distilledge.targets.ondevice.session import open_session
@@ -112,7 +112,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
             fp32 = target.export(model, spec, out)
             made[runtime, kind] = {"fp32": fp32}
             for precision in target.PRECISIONS[1:]:
-                calibration = pictures(16, 1) if precision == "w8a8" else []
+                calibration = pictures(16, 1) if precision in STATIC else []
                 path, words = target.compress(fp32, spec, out, precision=precision, calibration=calibration)
                 assert words
                 made[runtime, kind][precision] = path

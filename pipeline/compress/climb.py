@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from distilledge.pipeline.compress.ledger import Outcome, Tried
 from distilledge.pipeline.record import Check
+from distilledge.targets.base import STATIC
 
 A = TypeVar("A")
 
@@ -48,7 +49,7 @@ def choose(tried: Sequence[Tried]) -> int:
         if one.outcome == "holds":
             return (0, index)
         slow = one.p50_ratio is not None and one.p50_ratio.value > 1
-        kind = (one.answers < 2, one.precision != "w8a8", slow)
+        kind = (one.answers < 2, one.precision not in STATIC, slow)
         return (ranks[one.outcome], *kind, -one.agreement, one.drop.value, index)
 
     return min(range(len(tried)), key=key)

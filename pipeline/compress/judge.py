@@ -18,7 +18,7 @@ from distilledge.pipeline.recipe import Budget, Recipe
 from distilledge.pipeline.record import Check, Sample
 from distilledge.pipeline.stats import Estimate, samples_needed
 from distilledge.targets import get
-from distilledge.targets.base import Exported, FloatArray, Measurement
+from distilledge.targets.base import STATIC, Exported, FloatArray, Measurement
 from distilledge.targets.devices.base import Device
 from distilledge.targets.measure import Candidate, measure, score
 from distilledge.targets.samples import Samples
@@ -142,7 +142,7 @@ class Judge:
 
     def slowdown(self, found: Measurement, ratio: Estimate) -> list[Check]:
         """A check that fails where the whole interval lies beyond the limit; else nothing is held against the file."""
-        static = found.precision == "w8a8"
+        static = found.precision in STATIC
         limit = self.ground.recipe.compress.max_slowdown if static else SAME_SPEED
         check = gate.check_of(SLOWDOWN, ratio, limit)
         return [check] if check.outcome == "fails" else []

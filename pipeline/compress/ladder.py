@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
+from distilledge.models.equalise import By
+from distilledge.pipeline.compress.calibration import half_shift
 from distilledge.pipeline.recipe_compress import RungName
-from distilledge.targets.base import Deployable, Inputs, Precision, Target
+from distilledge.targets.base import STATIC, Deployable, Inputs, Precision, Target
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ranges import RANGES, Observed, Range, observe
+from distilledge.targets.samples import reader
 from distilledge.targets.scheme import PLAIN, LayerError, Scheme
 
 A = TypeVar("A")
@@ -24,6 +28,10 @@ LAYER_ROWS = 32
 """Calibration pictures that the layers' errors are found on."""
 ISLANDS = (2, 4, 8)
 """Numbers of the worst layers that are tried in float."""
+UNSTABLE = 0.25
+"""Median |log2| of the ratio of the ranges of two halves from which other numbers of pictures are tried: a fifth."""
+FEWER, MOST_PICTURES = (32, 128), 512
+EQUALISED_BY: tuple[By, ...] = ("activations", "weights")
 
 
 class Attempt(NamedTuple):
@@ -34,29 +42,43 @@ class Attempt(NamedTuple):
     """The fp32 file it is made from."""
     scheme: Scheme = PLAIN
     precision: Precision = "w8a8"
+    pictures: int | None = None
+    """Calibration pictures; None: the recipe's."""
 
 
 class Bench:
     """One student in one runtime, and what several rungs need of it, each made once and when it is first asked for."""
 
     def __init__(
-        self, target: Target, model: nn.Module, fp32: Path, deployable: Deployable, calibration: Sequence[Inputs]
+        self,
+        target: Target,
+        model: nn.Module,
+        fp32: Path,
+        deployable: Deployable,
+        calibration: Sequence[Inputs],
+        more: Sequence[str] = (),
     ) -> None:
         self.target, self.model, self.fp32, self.deployable = target, model, fp32, deployable
-        self.calibration = calibration
+        self.calibration, self.more = calibration, more
         self._corrected: dict[tuple[int, ...], Path] = {}
 
     def make(self, attempt: Attempt, out: Path) -> tuple[Path, str]:
         """Write the candidate; returns it with its recipe in words."""
-        static = attempt.precision == "w8a8"
         return self.target.compress(
             attempt.source,
             self.deployable,
             out,
             precision=attempt.precision,
-            calibration=self.calibration if static else [],
+            calibration=self.chosen(attempt.pictures) if attempt.precision in STATIC else [],
             scheme=attempt.scheme,
         )
+
+    def chosen(self, pictures: int | None) -> Sequence[Inputs]:
+        """So many calibration pictures; where there are not enough, of all of the training split."""
+        if pictures is None or pictures <= len(self.calibration):
+            return self.calibration if pictures is None else spread(self.calibration, pictures)
+        read = reader(self.deployable.input_spec, self.fp32.parent)
+        return [read(row)[None] for row in spread(self.more, pictures)]
 
     @cached_property
     def seen(self) -> dict[str, Observed]:
@@ -76,15 +98,29 @@ class Bench:
         """An fp32 file whose biases make up for int8 in all layers but ``islands``: to be quantised, not shipped."""
         if islands not in self._corrected:
             from distilledge.models.rounding import bias_corrected
-            from distilledge.pipeline.inputs import normalise
 
-            spec = InputSpec.from_dict(self.deployable.input_spec)
-            pictures = normalise(np.concatenate(spread(self.calibration, BIAS_PICTURES)), spec)
-            folder = self.fp32.parent / f"corrected-{len(self._corrected)}"
-            folder.mkdir()
-            model = bias_corrected(self.model, pictures, islands)
-            self._corrected[islands] = self.target.export(model, self.deployable, folder)
+            self._corrected[islands] = self.exported(bias_corrected(self.model, self.pictures, islands))
         return self._corrected[islands]
+
+    def equalised(self, by: By) -> Path | None:
+        """An fp32 file with channels equalised across layers, then biases corrected; None where no layers pair up."""
+        from distilledge.models.equalise import equalised
+        from distilledge.models.rounding import bias_corrected
+
+        model, pairs = equalised(self.model, self.pictures, by=by)
+        return self.exported(bias_corrected(model, self.pictures)) if pairs else None
+
+    @cached_property
+    def pictures(self) -> Tensor:
+        """(N, 3, H, W) float, at most ``BIAS_PICTURES`` of the calibration set."""
+        from distilledge.pipeline.inputs import normalise
+
+        spec = InputSpec.from_dict(self.deployable.input_spec)
+        return normalise(np.concatenate(spread(self.calibration, BIAS_PICTURES)), spec)
+
+    def exported(self, model: nn.Module) -> Path:
+        folder = Path(mkdtemp(prefix="changed-", dir=self.fp32.parent))
+        return self.target.export(model, self.deployable, folder)
 
 
 def spread(rows: Sequence[A], count: int) -> list[A]:
@@ -106,6 +142,31 @@ def ranges(bench: Bench) -> Iterator[Attempt]:
     """The same ranges in every runtime, found by us on the float tensors."""
     for name in list(RANGES)[1:]:
         yield Attempt("ranges", bench.fp32, Scheme(ranges=estimated(bench.seen, name), ranges_name=name))
+
+
+def calibration(bench: Bench) -> Iterator[Attempt]:
+    """Fewer pictures, whose outliers do not widen the ranges, and more; only where two halves of them disagree."""
+    shifts = [shift for found in bench.seen.values() if (shift := half_shift(found)) is not None]
+    if not shifts or float(np.median(shifts)) < UNSTABLE:
+        return
+    most = min(len(bench.more), MOST_PICTURES)
+    for pictures in sorted({*(n for n in FEWER if n < len(bench.calibration)), max(most, len(bench.calibration))}):
+        if pictures != len(bench.calibration):
+            yield Attempt("calibration", bench.fp32, pictures=pictures)
+
+
+def equalise(bench: Bench) -> Iterator[Attempt]:
+    """Channels equalised across layers, then biases corrected; first by what is most of the error."""
+    for by in EQUALISED_BY:
+        source = bench.equalised(by)
+        if source is not None:
+            yield Attempt("equalise", source, Scheme(own_bias=True, equalised=by))
+
+
+def w8a16(bench: Bench) -> Iterator[Attempt]:
+    """Activations in 16 bits, where the runtime has them: more exact, and seldom as fast."""
+    if "w8a16" in bench.target.PRECISIONS:
+        yield Attempt("w8a16", bench.fp32, precision="w8a16")
 
 
 def bias(bench: Bench) -> Iterator[Attempt]:
@@ -146,9 +207,12 @@ def w8(bench: Bench) -> Iterator[Attempt]:
 
 RUNGS: dict[RungName, Callable[[Bench], Iterator[Attempt]]] = {
     "ptq": ptq,
+    "calibration": calibration,
     "ranges": ranges,
+    "equalise": equalise,
     "bias": bias,
     "islands": islands,
+    "w8a16": w8a16,
     "w8": w8,
 }
 """Name in the recipe -> its candidates, made one at a time, cheapest first."""

@@ -32,6 +32,14 @@ class Climb(NamedTuple):
     """The same pictures."""
     held_out: Sequence[Sample]
     """Validation and test: none of them may be calibrated on."""
+    train: tuple[Sequence[Sample], Samples] | None = None
+    """All of the training split, for larger calibration sets."""
+
+    def spare(self) -> list[str]:
+        """Pictures of the training split of which none is held out by content."""
+        held = {sample.sha256 for sample in self.held_out}
+        samples, inputs = self.train or (self.calibration, self.inputs)
+        return [row for sample, row in zip(samples, inputs.rows, strict=True) if sample.sha256 not in held]
 
 
 class Student(NamedTuple):
@@ -56,7 +64,7 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
     check_own(chosen, given.held_out)
     with TemporaryDirectory(prefix="distilledge-ladder-") as folder:
         work = Path(folder)
-        bench = _bench(student, spread(given.inputs.rows, many), work)
+        bench = bench_of(student, spread(given.inputs.rows, many), work, given.spare())
         judge = Judge(given.ground, student.fp32, bench.fp32.parent)
         made: list[tuple[Exported, Path]] = []
 
@@ -86,7 +94,7 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
     return exported, ledger
 
 
-def _bench(student: Student, rows: Sequence[str], work: Path) -> Bench:
+def bench_of(student: Student, rows: Sequence[str], work: Path, more: Sequence[str]) -> Bench:
     """Works on copies: what the rungs make lies beside them."""
     own = work / "fp32"
     own.mkdir()
@@ -94,7 +102,7 @@ def _bench(student: Student, rows: Sequence[str], work: Path) -> Bench:
         shutil.copyfile(student.directory / name, own / name)
     read = reader(student.deployable.input_spec, own)
     arrays: list[Inputs] = [read(row)[None] for row in rows]
-    return Bench(student.target, student.model, own / student.fp32.files[0], student.deployable, arrays)
+    return Bench(student.target, student.model, own / student.fp32.files[0], student.deployable, arrays, more)
 
 
 def _attempts(bench: Bench, rungs: Sequence[RungName]) -> Iterator[Attempt]:

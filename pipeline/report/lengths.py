@@ -13,7 +13,7 @@ from distilledge.pipeline.report.svg import Frame, Scale
 from distilledge.pipeline.report.table import NONE, Cell, latency
 from distilledge.pipeline.report.vocabulary import FileResult, ReportContent, Timing
 
-DASHES = {"fp32": "d0", "fp16": "d1", "w8dyn": "d3", "w8a8": "d2"}
+DASHES = {"fp32": "d0", "fp16": "d1", "w8dyn": "d3", "w8a16": "d2", "w8a8": "d2"}
 
 
 def section_of_lengths(content: ReportContent) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -38,12 +39,14 @@ def distill(  # noqa: PLR0913 (what a stage is given, by name)
     parent: Taught | None = None,
     pretrained: Taught | None = None,
     language: Taught | None = None,
+    start: Taught | None = None,
 ) -> Checkpoint:
     """Train the recipe's student on the answers of ``taught_by``, the teacher and its directory.
 
     Without one it is the control: same start, epochs, seeds and views, labels alone. Samples without labels are added
     where there is a teacher. Text: ``parent`` is the teacher whose tokenizer or layers the student (and the control)
-    starts from, ``pretrained`` what the student itself was trained on before, ``language`` the teacher's.
+    starts from, ``pretrained`` what the student itself was trained on before, ``language`` the teacher's. Pictures:
+    ``start`` is a network to go on from instead of a new one, such as a pruned student.
     """
     processes = many.process_count(recipe.student.training)
     check_processes(recipe, processes)
@@ -57,6 +60,7 @@ def distill(  # noqa: PLR0913 (what a stage is given, by name)
             parent=parent,
             pretrained=pretrained,
             language=language,
+            start=start,
             out=out,
             partial=partial,
         )
@@ -66,14 +70,16 @@ def distill(  # noqa: PLR0913 (what a stage is given, by name)
         from distilledge.pipeline.training.text_stage import train_student
 
         return train_student(stage, taught_by, parent=parent, pretrained=pretrained, language=language)
-    return _on_pictures(stage, taught_by, pretrained)
+    return _on_pictures(stage, taught_by, pretrained, start)
 
 
-def _on_pictures(stage: Stage, taught_by: Taught | None, pretrained: Taught | None) -> Checkpoint:
+def _on_pictures(
+    stage: Stage, taught_by: Taught | None, pretrained: Taught | None, start: Taught | None = None
+) -> Checkpoint:
     view_size = max(stage.recipe.teacher.input.size, stage.recipe.student.input.size)
     samples = stage.train_samples
     weights = class_weights(stage, samples)
-    student = start_from(new_model(stage), pretrained)
+    student = start_from(new_model(stage), pretrained) if start is None else checkpoints.load(*start).train()
     to_input = ToInput(input_spec(stage))
     if taught_by is None:
         loss = make_loss(stage, student, samples, weights)
@@ -85,6 +91,9 @@ def _on_pictures(stage: Stage, taught_by: Taught | None, pretrained: Taught | No
     made = describe(stage, student, view_size, len(samples))
     if taught_by is not None and stage.recipe.data.target is not None:
         made = where_it_runs(stage, made, student, taught_by)
+    if start is not None:
+        begun = {"start": start[0].weights_sha256}
+        made = replace(made, architecture=start[0].architecture, identity={**made.identity, **begun})
     return run_stage(stage, objective, feed, made)
 
 

@@ -38,6 +38,7 @@ class Job(Value):
     parent: tuple[Checkpoint, Path] | None = None
     pretrained: tuple[Checkpoint, Path] | None = None
     language: tuple[Checkpoint, Path] | None = None
+    start: tuple[Checkpoint, Path] | None = None
     from_scratch: bool = False
     out: Path
     partial: Path
@@ -141,6 +142,7 @@ def _call(job: Job, out: Path, report: Report) -> Checkpoint:
         parent=job.parent,
         pretrained=job.pretrained,
         language=job.language,
+        start=job.start,
     )
 
 

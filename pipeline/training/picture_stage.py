@@ -13,10 +13,13 @@ from distilledge.models import vision
 from distilledge.models.clip_net import ClipNet
 from distilledge.models.clip_prompts import is_clip
 from distilledge.models.errors import RejectedError
+from distilledge.models.surgery import operated
 from distilledge.models.vision_names import Rates
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.data.listing import expand
+from distilledge.pipeline.recipe import Student
 from distilledge.pipeline.record import Sample, data_root, read_samples
+from distilledge.pipeline.reshape import architecture
 from distilledge.pipeline.training.counters import Purpose, torch_seed
 from distilledge.pipeline.training.objective import balanced_weights
 from distilledge.pipeline.training.picture_feed import PictureFeed
@@ -53,6 +56,8 @@ def new_model(stage: Stage) -> nn.Module:
         trust_pickle=part.trust_pickle,
         rates=_rates(stage),
     )
+    if isinstance(part, Student) and part.surgery is not None:
+        operated(model, part.surgery)
     torch.set_rng_state(before)
     return model
 
@@ -75,7 +80,7 @@ def describe(stage: Stage, model: nn.Module, view_size: int, pictures: int) -> M
     return Made(
         input_spec=spec.to_dict(),
         profile=lambda: vision.profile(model, spec.height),
-        architecture={"clip": model.architecture} if isinstance(model, ClipNet) else {},
+        architecture={"clip": model.architecture} if isinstance(model, ClipNet) else architecture(stage.part),
         identity={"view_size": view_size, "pictures": pictures},
     )
 

@@ -17,6 +17,7 @@ from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.recipe import Pretraining, Recipe, Student, Teacher, Training
 from distilledge.pipeline.recipe_multitask import multitask_inputs
 from distilledge.pipeline.record import Checkpoint, Role, Sample, Splits, read_samples
+from distilledge.pipeline.reshape import RESHAPE, surgery_inputs
 from distilledge.pipeline.training.environment import resolve_precision
 from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.feed import Feed
@@ -102,7 +103,9 @@ def run_stage(stage: Stage, objective: Objective, feed: Feed, made: Made, *, sav
 
 def _identity(stage: Stage, made: Made) -> str:
     parts = {
-        "part": training_inputs(stage.part.model_dump(mode="json", exclude=TRANSFER)) | strategy_inputs(stage.part),
+        "part": training_inputs(stage.part.model_dump(mode="json", exclude=TRANSFER | RESHAPE))
+        | strategy_inputs(stage.part)
+        | surgery_inputs(stage.part),
         "seed": stage.recipe.seed,
         "data": stage.splits.data_hash,
         "distill": stage.recipe.distill.model_dump(mode="json") if stage.role == "student" else None,

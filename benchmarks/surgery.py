@@ -1,0 +1,329 @@
+"""Students that are cut: surgery and pruning; and the ladder's rungs without training that they are an alternative to.
+
+    python benchmarks/surgery.py                   all of it; what is in the store of --work is not redone
+    python benchmarks/surgery.py --only rungs      equalisation, 16-bit activations, sizes of the calibration set
+    python benchmarks/surgery.py --only networks   surgery and pruning
+    python benchmarks/surgery.py --markdown        the recorded tables into the pages, nothing is run
+    python benchmarks/surgery.py --quick           the networks under their smoke blocks, labelled so
+
+Needs torch-pruning, and DISTILLEDGE_SHARED: the folder with data/ and weights/. Networks are judged on the test split:
+fp32 beside the same network uncut, paired; int8 is plain static int8 in ONNX Runtime. Rungs are judged on the
+validation split by the answers they share with the fp32 file. No latency is recorded here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import common
+import numpy as np
+
+from distilledge.models.metrics import kl
+from distilledge.pipeline.outcomes import classified
+from distilledge.pipeline.record import Checkpoint, ExportResult, RunRecord, Scores
+from distilledge.pipeline.stats_counts import drop
+
+PAGES = Path(__file__).parents[1] / "docs"
+PACKAGES = ("torch", "timm", "torch-pruning", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer")
+MAX_DROP = 0.5
+"""Points that a pruned network may lose to the uncut one, by value."""
+
+
+class Variant(NamedTuple):
+    """One student of a recipe; the first of each recipe and model is the uncut one."""
+
+    recipe: str
+    name: str
+    what: str
+    settings: tuple[str, ...] = ()
+
+
+SMALL = (
+    *("student.model=mobilenetv3_small_050", "student.training.epochs=20"),
+    *("teacher.training.epochs=5", "distill.control=false"),
+)
+CUT = "student.surgery={activation: relu6, squeeze_excite: drop}"
+STEEL = ("distill.control=false",)
+RECOVERY = (
+    "student.prune.training={epochs: 8, batch_size: 32, lr: 1e-3, ema: 0.99, "
+    "augment: {crop_scale: [0.6, 1.0], vertical_flip: 0.5}}"
+)
+VARIANTS = {
+    v.name: v
+    for v in (
+        Variant("demo", "surgery-none", "as it is", SMALL),
+        Variant("demo", "surgery-relu6", "ReLU6, no squeeze-excite", (*SMALL, CUT)),
+        Variant("x-sdd-tiny", "prune-none", "as it is", STEEL),
+        Variant("x-sdd-tiny", "prune-60", "60 % of the MACs", (*STEEL, "student.prune.macs=0.6", RECOVERY)),
+        Variant("x-sdd-tiny", "prune-30", "30 % of the MACs", (*STEEL, "student.prune.macs=0.3", RECOVERY)),
+    )
+}
+EXPORT = "export.targets=[{runtime: onnx, precisions: [fp32, w8a8]}]"
+FREE = ("gate.on_fail=report", "measure.quick=true", "verify.min_agreement_int8=0", "verify.min_cosine_int8=0", EXPORT)
+
+
+def run(variant: Variant, options: argparse.Namespace) -> None:
+    """The chain up to the scores; nothing is timed."""
+    command = [sys.executable, "-m", "distilledge.pipeline.cli", "run", variant.recipe, "--work", str(options.work)]
+    for setting in (f"name={variant.name}", *FREE, *variant.settings):
+        command += ["--set", setting]
+    done = subprocess.run([*command, *(["--smoke"] if options.quick else [])], stdout=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(f"{variant.name} ended with {done.returncode}")
+
+
+def networks(options: argparse.Namespace) -> list[common.Row]:
+    """A row for each variant, beside the uncut network of its recipe."""
+    rows: list[common.Row] = []
+    first: dict[str, np.ndarray[Any, Any]] = {}
+    for variant in (VARIANTS[name] for name in options.variants):
+        run(variant, options)
+        record = RunRecord.model_validate_json((options.work / "runs" / variant.name / "run.json").read_bytes())
+        checkpoint = read(record, options.work, "student", Checkpoint)
+        scores = read(record, options.work, "score", Scores)
+        where = stage(record, options.work, "score")
+        logits = {i.precision: np.load(where / i.logits) for i in scores.items if i.role == "student"}
+        labels = np.asarray(scores.labels, np.int64)
+        uncut = first.setdefault(variant.recipe, logits["fp32"])
+        exported = read(record, options.work, "export-student-onnx", ExportResult)
+        sizes = {file.precision: file.size_bytes / 1e6 for file in exported.files}
+        counts = {p: classified(record.recipe.metric, x, labels, checkpoint.classes).counts for p, x in logits.items()}
+        before = classified(record.recipe.metric, uncut, labels, checkpoint.classes).counts
+        how = {"metric": record.recipe.metric, "groups": None, "seed": record.recipe.seed}
+        rows.append(
+            {
+                "table": "networks",
+                "recipe": variant.recipe,
+                "model": checkpoint.model,
+                "student": variant.what,
+                "pictures": len(labels),
+                "value": 100 * float((logits["fp32"].argmax(1) == labels).mean()),
+                **spread("below_uncut", drop(before, counts["fp32"], labels, **how)),
+                **spread("int8_below_fp32", drop(counts["fp32"], counts["w8a8"], labels, **how)),
+                "mmacs": checkpoint.macs / 1e6,
+                "parameters": checkpoint.parameters,
+                "fp32_mb": sizes["fp32"],
+                "int8_mb": sizes["w8a8"],
+                "float_operations": list(next(f for f in exported.files if f.precision == "w8a8").float_operations),
+                "epochs": checkpoint.epochs,
+                "architecture": {k: v for k, v in checkpoint.architecture.items() if k != "channels"},
+            }
+        )
+    return rows
+
+
+def stage(record: RunRecord, work: Path, name: str) -> Path:
+    return work / next(s.path for s in record.stages if s.name == name)
+
+
+def read(record: RunRecord, work: Path, name: str, kind: Any) -> Any:
+    return kind.model_validate_json((stage(record, work, name) / "value.json").read_bytes())
+
+
+def spread(name: str, estimate: Any) -> common.Row:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+# --- rungs -----------------------------------------------------------------------------------------------------------
+
+RUNGS_OF = "magnetic-tile-tiny"
+COUNTS = (32, 128, 512)
+
+
+class Judged(NamedTuple):
+    """The student of ``RUNGS_OF`` in one runtime."""
+
+    student: Any
+    bench: Any
+    judge: Any
+
+
+def rungs(options: argparse.Namespace) -> list[common.Row]:
+    """Candidates of the student of ``RUNGS_OF``, whose stages must be in the store, on its validation pictures."""
+    from distilledge.pipeline.chain import BUILDERS, Chain
+    from distilledge.pipeline.recipe_file import load_recipe
+    from distilledge.pipeline.run import device_card, silent
+    from distilledge.pipeline.steps import steps
+    from distilledge.pipeline.store import Store
+
+    recipe = load_recipe(Path(str(files("distilledge.pipeline.recipes"))) / f"{RUNGS_OF}.yaml")
+    chain = Chain(recipe, Store(options.work / "store"), steps(recipe, device_card(recipe)), silent)
+    for step in chain.steps:
+        found = chain.store.lookup(step.kind, step.fingerprint, BUILDERS[step.kind][0])
+        if found is not None:
+            chain.done[step.name] = found
+    wanted = [f"export-student-{runtime}" for runtime in options.runtimes]
+    if missing := [name for name in ("data", "student", *wanted) if name not in chain.done]:
+        sys.exit(f"not in the store: {', '.join(missing)}; first: distilledge run {RUNGS_OF} --work {options.work}")
+    rows = []
+    with TemporaryDirectory() as folder:
+        for runtime in options.runtimes:
+            rows += judged(chain, runtime, Path(folder))
+    return rows
+
+
+def judged(chain: Any, runtime: str, folder: Path) -> Iterator[common.Row]:
+    from distilledge.pipeline.benchmark import samples_of
+    from distilledge.pipeline.checkpoint import load
+    from distilledge.pipeline.compress.judge import Ground, Judge
+    from distilledge.pipeline.compress.stage import Student, bench_of
+    from distilledge.pipeline.export import describe, finished
+    from distilledge.pipeline.inventory import opened
+    from distilledge.targets import get
+
+    target, recipe, exported = get(runtime), chain.recipe, chain.done[f"export-student-{runtime}"]
+    checkpoint, directory = chain.trained("student")
+    fp32 = next(f for f in exported.value.files if f.precision == "fp32")
+    student = Student(target, load(checkpoint, directory), describe(checkpoint, target), fp32, exported.path)
+    work = folder / runtime
+    work.mkdir()
+    calibration, train = (samples_of(*chain.inputs("train", calibration=c)) for c in (True, False))
+    bench = bench_of(student, calibration.rows, work, train.rows)
+    validation = chain.inputs("validation")
+    with opened("local") as device:
+        ground = Ground(recipe, recipe.budget_of(runtime), device, validation[0], samples_of(*validation))
+        judge = Judge(ground, fp32, bench.fp32.parent)
+        for number, (name, attempt) in enumerate(attempts(bench)):
+            out = work / f"candidate-{number}"
+            out.mkdir()
+            path, words = bench.make(attempt, out)
+            made = finished(target, [path], attempt.precision, words, student.deployable, 0.0)
+            logits = judge.answers(judge.fp32.model_copy(update={"directory": str(out), "exported": made}))
+            row = {
+                "table": "rungs",
+                "recipe": RUNGS_OF,
+                "runtime": runtime,
+                "file": name,
+                "precision": attempt.precision,
+                "how": words,
+                "pictures": len(logits),
+                "agreement": float((logits.argmax(1) == judge.reference.argmax(1)).mean()),
+                "kl": kl(judge.reference, logits),
+                "size_share": made.size_bytes / fp32.size_bytes,
+            }
+            yield row
+
+
+def attempts(bench: Any) -> Iterator[tuple[str, Any]]:
+    """As the ladder makes them, beside the plain file and corrected biases; sizes of the set whether stable or not."""
+    from distilledge.pipeline.compress.ladder import EQUALISED_BY, Attempt, Scheme
+
+    yield "plain static int8", Attempt("ptq", bench.fp32)
+    for count in COUNTS:
+        yield f"{count} calibration pictures", Attempt("calibration", bench.fp32, pictures=count)
+    for by in EQUALISED_BY:
+        source = bench.equalised(by)
+        yield f"equalised by {by}", Attempt("equalise", source, Scheme(own_bias=True, equalised=by))
+    yield "bias correction", Attempt("bias", bench.corrected(), Scheme(own_bias=True))
+    if "w8a16" in bench.target.PRECISIONS:
+        yield "16-bit activations", Attempt("w8a16", bench.fp32, precision="w8a16")
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def bars(rows: list[common.Row]) -> list[common.Row]:
+    """By value; the intervals stand in the rows."""
+    return [
+        common.bar(f"{row['recipe']} {row['student']}: points below the uncut student", row["below_uncut"], MAX_DROP)
+        for row in rows
+        if row["table"] == "networks" and row["student"] != "as it is"
+    ]
+
+
+def place(row: common.Row) -> tuple[object, ...]:
+    """What a row is of: a later run takes the place of an earlier one."""
+    return row["table"], row["recipe"], row.get("runtime"), row.get("file") or row["student"]
+
+
+def recorded(results: Path) -> common.Row:
+    path = results / "surgery.json"
+    found: common.Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "bars": []}
+    return found
+
+
+def points(row: common.Row, name: str) -> str:
+    return f"{row[name]:.2f} ({row[name + '_low']:.2f} to {row[name + '_high']:.2f})"
+
+
+def table_of_networks(rows: list[common.Row]) -> str:
+    lines = [
+        "| recipe | model | student | test pictures | accuracy, % | below the uncut, points (95 %) | "
+        "int8 below fp32, points (95 %) | MMACs | parameters | fp32, MB | int8, MB |",
+        "|---|---|---|---:|---:|---|---|---:|---:|---:|---:|",
+    ]
+    for row in (r for r in rows if r["table"] == "networks"):
+        cells = [row["recipe"], row["model"], row["student"], str(row["pictures"]), f"{row['value']:.1f}"]
+        cells += [points(row, "below_uncut") if row["student"] != "as it is" else "-", points(row, "int8_below_fp32")]
+        cells += [f"{row['mmacs']:.2f}", f"{row['parameters']:,}", f"{row['fp32_mb']:.2f}", f"{row['int8_mb']:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def table_of_rungs(rows: list[common.Row]) -> str:
+    """A line for each file, two columns for each runtime."""
+    own = [r for r in rows if r["table"] == "rungs"]
+    runtimes = list(dict.fromkeys(r["runtime"] for r in own))
+    titles = [f"{SHOWN[runtime]}, % | KL" for runtime in runtimes]
+    lines = [f"| file | {' | '.join(titles)} |", "|---|" + "---:|" * 2 * len(runtimes)]
+    for name in dict.fromkeys(r["file"] for r in own):
+        found = {r["runtime"]: r for r in own if r["file"] == name}
+        cells = [
+            f"{100 * found[r]['agreement']:.1f} | {found[r]['kl']:.4f}" if r in found else "- | -" for r in runtimes
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+SHOWN = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tflite": "LiteRT"}
+TABLES = {"students.md": ("networks", table_of_networks), "int8.md": ("rungs", table_of_rungs)}
+"""Page -> the name of its markers, and the table between them."""
+
+
+def filled(name: str, page: str, results: common.Row) -> str:
+    marker, make = TABLES[name]
+    head, _, rest = page.partition(f"<!-- {marker} -->")
+    tail = rest.partition(f"<!-- /{marker} -->")[2]
+    return f"{head}<!-- {marker} -->\n{make(results['rows'])}\n<!-- /{marker} -->{tail}"
+
+
+def main() -> None:
+    parser = common.arguments(__doc__ or "")
+    parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
+    parser.add_argument("--only", choices=("networks", "rungs"))
+    parser.add_argument(
+        "--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="uncut ones first"
+    )
+    parser.add_argument("--runtimes", nargs="+", default=list(SHOWN), choices=list(SHOWN))
+    parser.add_argument("--markdown", action="store_true", help="write the recorded tables into the pages and stop")
+    options = parser.parse_args()
+    options.work = options.work.absolute()
+    if options.markdown:
+        for name in TABLES:
+            path = PAGES / name
+            path.write_text(filled(name, path.read_text(encoding="utf-8"), recorded(options.out)), encoding="utf-8")
+        return
+    if "DISTILLEDGE_SHARED" not in os.environ:
+        sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
+    made = [] if options.only == "rungs" else networks(options)
+    made += [] if options.only == "networks" or options.quick else rungs(options)
+    name = "surgery-quick" if options.quick else "surgery"
+    earlier = [] if options.quick else recorded(options.out)["rows"]
+    again = {place(row): row for row in made}
+    rows = [again.pop(place(row), row) for row in earlier]
+    rows += again.values()
+    facts = common.conditions(quick=options.quick, packages=PACKAGES, extra={"note": "accuracy only; nothing is timed"})
+    common.finish(name, facts, rows, bars(rows), out=options.out)
+
+
+if __name__ == "__main__":
+    main()
