@@ -8,8 +8,9 @@ from typing import cast
 
 from distilledge.models.errors import UsageError
 from distilledge.pipeline.data.listing import expand
+from distilledge.pipeline.previous_place import previous_place
 from distilledge.pipeline.record import ExportResult, RunRecord
-from distilledge.pipeline.steps import file_hash, previous_place
+from distilledge.pipeline.steps import file_hash
 from distilledge.targets import get
 from distilledge.targets.base import Exported, Precision, RuntimeName
 from distilledge.targets.measure import Candidate

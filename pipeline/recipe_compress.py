@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distilledge.models.base import Value
-from distilledge.pipeline.recipe_data import Count, Fraction
+from distilledge.pipeline.recipe_data import Count, Fraction, Positive
 
-RungName = Literal["ptq", "ranges", "bias", "islands", "w8"]
+RungName = Literal["ptq", "ranges", "bias", "islands", "qat", "w8"]
+
+
+class Qat(Value):
+    """Quantization-aware distillation: the student's training goes on in fake int8 (docs/int8.md)."""
+
+    epochs: Count = 10
+    lr: Positive = 1e-4
+    """Peak learning rate, cosine to 1 % of it; ranges, learnt as factors, have ten times as much."""
+    teacher: Literal["teacher", "student", "none"] = "teacher"
+    """Whose answers are learnt from, with ``distill.losses`` of logits: the teacher's, the float student's, or
+    nobody's: labels alone, the control."""
+    ranges: Literal["learnt", "observed"] = "learnt"
+    """Ends of the activations' ranges: trained from the least squared error on (LSQ+), or left there."""
+    freeze_bn: Fraction = 0.5
+    """Share of the epochs after which batch normalisation keeps its statistics (Krishnamoorthi 2018, 3.2.2)."""
 
 
 class Compress(Value):
@@ -19,10 +34,23 @@ class Compress(Value):
     """Climb ``rungs`` for each runtime's w8a8 file until the student's budget holds on the validation pictures."""
     rungs: tuple[RungName, ...] = ("ptq", "ranges", "bias", "islands", "w8")
     """In this order. ``ptq``: plain static int8. ``ranges``: percentile, MSE and entropy ranges. ``bias``: bias
-    correction. ``islands``: the 2, 4 and 8 worst layers stay float. ``w8``: int8 weights only, then float16."""
+    correction. ``islands``: the 2, 4 and 8 worst layers stay float. ``qat``: distilled on in fake int8, where
+    ``compress.qat`` is given, which adds it before ``w8``. ``w8``: int8 weights only, then float16."""
+    qat: Qat | None = None
+    """Adds the rung ``qat``, which trains, and only where the rungs before it did not settle a budget."""
     samples: Count | None = None
     """Calibration pictures used; default: all of data.calibration."""
     min_agreement: Fraction = 0.98
     """Where the validation split is too small to decide, a rung is taken that answers as fp32 in so many pictures."""
     max_slowdown: Annotated[float, Field(gt=0)] = 1.0
     """p50 over that of the float file in the same measurement: int8 that is certainly slower is refused."""
+
+    @model_validator(mode="after")
+    def _with_qat(self) -> Compress:
+        """Whoever says how to train wants the rung; whoever names the rung gets its defaults."""
+        if self.qat is None and "qat" in self.rungs:
+            object.__setattr__(self, "qat", Qat())
+        if self.qat is not None and "qat" not in self.rungs:
+            at = self.rungs.index("w8") if "w8" in self.rungs else len(self.rungs)
+            object.__setattr__(self, "rungs", (*self.rungs[:at], "qat", *self.rungs[at:]))
+        return self

@@ -76,7 +76,9 @@ def device_card(recipe: Recipe) -> dict[str, Any]:
 def _run_steps(chain: Chain, until: str) -> None:
     last = {"report": "gate"}.get(until, until)
     for step in chain.steps:
-        _run_step(chain, step)
+        if step.lazy and not chain.store.probe(step.kind, step.fingerprint):
+            continue
+        run_step(chain, step)
         if step.kind == "verify":
             _raise_breach(chain)
         if step.kind == last and not any(s.kind == last for s in _after(chain, step)):
@@ -87,7 +89,8 @@ def _after(chain: Chain, step: Step) -> tuple[Step, ...]:
     return chain.steps[chain.steps.index(step) + 1 :]
 
 
-def _run_step(chain: Chain, step: Step) -> None:
+def run_step(chain: Chain, step: Step) -> None:
+    """Build a step, or find it in the store."""
     failpoint(f"{step.kind}.start")
     if step.kind == "predict" and step.name.replace("predict-", "export-", 1) in chain.failed:
         return

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilledge.models.errors import RejectedError, UsageError
+from distilledge.models.errors import RejectedError
 from distilledge.pipeline.data.content import content_hash, unlabelled_hash
 from distilledge.pipeline.data.listing import expand
+from distilledge.pipeline.previous_place import previous_place
 from distilledge.pipeline.recipe import ExportTarget, Measure, Recipe, Student, Teacher, Units
 from distilledge.pipeline.record import Role
+from distilledge.pipeline.step_asked import asked_inputs
 from distilledge.pipeline.step_packages import TEXT_PACKAGES, export_packages, package_versions, training_packages
 from distilledge.pipeline.store import fingerprint
 from distilledge.pipeline.transfer import TRANSFER, from_scratch, strategy_inputs
@@ -30,6 +32,7 @@ VERSIONS = {
     "scratch": 1,
     "transfer": 1,
     "pretrain": 1,
+    "qat": 1,
     "export": 1,
     "verify": 3,
     "measure": 2,
@@ -56,6 +59,8 @@ class Step(NamedTuple):
     """Of training, export and predict steps."""
     runtime: str = ""
     optional: bool = False
+    lazy: bool = False
+    """Run only when a later step asks for it (``Chain.ask``)."""
 
 
 def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
@@ -68,7 +73,8 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     trained = [teacher, _step("student", "student", inputs | _taught_inputs(recipe, teacher, first))]
     if recipe.distill.control:
         trained.append(_step("control", "control", inputs, role="control"))
-    exports = [e for step in trained for e in _exports(recipe, data, step, device_card)]
+    asked = [_lazy(name, inputs) for name, inputs in asked_inputs(recipe, data, teacher, trained[1])]
+    exports = [e for step in trained for e in _exports(recipe, data, step, device_card, asked)]
     verify = _step("verify", "verify", _downstream(recipe, data, exports, "verify"))
     measured = [e for e in exports if e.role != "control"]
     measure = _step("measure", "measure", {**_downstream(recipe, data, measured, "measure"), "device": device_card})
@@ -77,7 +83,7 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     score = _step("score", "score", {p.name: p.fingerprint for p in predicts})
     gate = _step("gate", "gate", _gate_inputs(recipe, score, measure))
     checked = _transfer(recipe, data, teacher, first)
-    models = [step for step in (first, teacher, *checked, second, *trained[1:]) if step is not None]
+    models = [step for step in (first, teacher, *checked, second, *trained[1:], *asked) if step is not None]
     return (data, *models, *exports, verify, measure, *predicts, score, gate)
 
 
@@ -94,6 +100,11 @@ def _step(
     name: str, kind: str, inputs: dict[str, Any], *, role: Role = "student", runtime: str = "", optional: bool = False
 ) -> Step:
     return Step(name, kind, inputs, fingerprint(kind, VERSIONS[kind], inputs), role, runtime, optional)
+
+
+def _lazy(name: str, inputs: dict[str, Any]) -> Step:
+    """A training that a rung of the ladder may ask for."""
+    return _step(name, name, inputs)._replace(lazy=True)
 
 
 def _data_inputs(recipe: Recipe) -> dict[str, Any]:
@@ -226,13 +237,22 @@ def needs_parent(recipe: Recipe) -> bool:
     return recipe.is_text and "teacher" in (recipe.student.model, recipe.student.text.tokenizer)
 
 
-def _exports(recipe: Recipe, data: Step, trained: Step, device_card: dict[str, Any]) -> list[Step]:
+def _exports(
+    recipe: Recipe, data: Step, trained: Step, device_card: dict[str, Any], asked: Sequence[Step]
+) -> list[Step]:
     targets = recipe.export.targets
     chosen = targets[:1] if trained.name == "control" else targets
-    return [_export(recipe, data, trained, target, device_card) for target in chosen]
+    return [_export(recipe, data, trained, target, device_card, asked) for target in chosen]
 
 
-def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget, device_card: dict[str, Any]) -> Step:
+def _export(
+    recipe: Recipe,
+    data: Step,
+    trained: Step,
+    target: ExportTarget,
+    device_card: dict[str, Any],
+    asked: Sequence[Step],
+) -> Step:
     precisions = {
         "teacher": recipe.export.teacher_precisions,
         "student": tuple(dict.fromkeys(("fp32", *target.precisions))),
@@ -249,6 +269,7 @@ def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget, dev
         inputs["saturates"] = True  # the int8 files are others on such a CPU
     if climbs(recipe, trained.name, precisions):
         inputs["compress"] = _compress_inputs(recipe, target.runtime, device_card)
+        inputs |= {"asks": {step.name: step.fingerprint for step in asked}} if asked else {}
     name = f"export-{trained.name}-{target.runtime}"
     return _step(name, "export", inputs, role=trained.role, runtime=target.runtime, optional=target.optional)
 
@@ -262,7 +283,7 @@ def _compress_inputs(recipe: Recipe, runtime: RuntimeName, device_card: dict[str
     """What decides on a rung: limits, metric, and the device that it is timed on."""
     measured = recipe.measure.model_dump(mode="json", include={"threads", "warmup"})
     budget = recipe.budget_of(runtime).model_dump(mode="json", exclude={"max_drop_points"})
-    settings = recipe.compress.model_dump(mode="json", exclude={"climb"})
+    settings = recipe.compress.model_dump(mode="json", exclude={"climb", "qat"})
     decided = {"metric": recipe.metric, "seed": recipe.seed, "budget": budget, "measure": measured}
     return {**settings, **decided, "device": device_card}
 
@@ -273,15 +294,6 @@ PROTOCOL = ("scenarios", "previous", "tries", "cool_down", "audits", "energy_sec
 
 def asks_previous(recipe: Recipe, part: str) -> bool:
     return part == "measure" and recipe.measure.previous != ""
-
-
-def previous_place(place: str) -> Path:
-    """The run.json or the model file that ``measure.previous`` means. Raises ``UsageError``."""
-    path = Path(expand(place))
-    path = path / "run.json" if path.is_dir() else path
-    if not path.is_file():
-        raise UsageError("E2450", f"no previous release: {path}", "name the folder of a run, or a model file of one")
-    return path
 
 
 def _downstream(recipe: Recipe, data: Step, exports: list[Step], part: str) -> dict[str, Any]:

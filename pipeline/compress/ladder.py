@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from torch import nn
 
+from distilledge.pipeline.compress.retrained import Retrained
 from distilledge.pipeline.recipe_compress import RungName
 from distilledge.targets.base import Deployable, Inputs, Precision, Target
 from distilledge.targets.ondevice.preprocess import InputSpec
@@ -22,6 +23,8 @@ BIAS_PICTURES = 64
 """Run at once for the bias correction."""
 LAYER_ROWS = 32
 """Calibration pictures that the layers' errors are found on."""
+MATCHED_ON = 4
+"""Pictures by which tensors of a file are told."""
 ISLANDS = (2, 4, 8)
 """Numbers of the worst layers that are tried in float."""
 
@@ -34,16 +37,31 @@ class Attempt(NamedTuple):
     """The fp32 file it is made from."""
     scheme: Scheme = PLAIN
     precision: Precision = "w8a8"
+    twin: nn.Module | None = None
+    """The fake-quantised torch network that the file is to answer as."""
+
+
+Ask = Callable[[str], tuple[Retrained, Path]]
+"""Name of a step that trains for a rung -> its result and where that lies; trained now, if it was not before."""
 
 
 class Bench:
     """One student in one runtime, and what several rungs need of it, each made once and when it is first asked for."""
 
     def __init__(
-        self, target: Target, model: nn.Module, fp32: Path, deployable: Deployable, calibration: Sequence[Inputs]
+        self,
+        target: Target,
+        model: nn.Module,
+        fp32: Path,
+        deployable: Deployable,
+        calibration: Sequence[Inputs],
+        *,
+        ask: Ask | None = None,
     ) -> None:
         self.target, self.model, self.fp32, self.deployable = target, model, fp32, deployable
-        self.calibration = calibration
+        self.calibration, self.ask = calibration, ask
+        self.notes: list[str] = []
+        """On rungs that made no file."""
         self._corrected: dict[tuple[int, ...], Path] = {}
 
     def make(self, attempt: Attempt, out: Path) -> tuple[Path, str]:
@@ -138,6 +156,32 @@ def islands(bench: Bench) -> Iterator[Attempt]:
         yield Attempt("islands", source, scheme)
 
 
+def qat(bench: Bench) -> Iterator[Attempt]:
+    """The student trained on in fake int8, with its ranges wherever the runtime stores one of its tensors."""
+    from distilledge.models.rounding import folded
+    from distilledge.pipeline.compress.places import matched
+    from distilledge.pipeline.compress.qat import rebuilt
+    from distilledge.pipeline.inputs import normalise
+
+    assert bench.ask is not None
+    found, directory = bench.ask("qat")
+    if found.checkpoint is None:
+        bench.notes.append(f"qat made no file: {found.stopped}")
+        return
+    model, network = rebuilt(found, directory)
+    few = np.concatenate(spread(bench.calibration, MATCHED_ON))
+    pictures = normalise(few, InputSpec.from_dict(bench.deployable.input_spec))
+    folder = bench.fp32.parent / "qat"
+    folder.mkdir()
+    source = bench.target.export(folded(model, pictures[:1]), bench.deployable, folder)
+    taps = {place: tap.numpy() for place, tap in network.taps(pictures, passed=True).items()}
+    places = matched(taps, bench.target.tensors(source, few, optimise=False))
+    learnt = {tensor: found.ranges[place] for tensor, place in places.items()}
+    ends = estimated(bench.observed(source), "MSE") | learnt
+    scheme = Scheme(ranges=ends, ranges_name="trained", whole=True, own_bias=True)
+    yield Attempt("qat", source, scheme, twin=network)
+
+
 def w8(bench: Bench) -> Iterator[Attempt]:
     """The honest fallback: a smaller file that computes in float."""
     yield Attempt("w8", bench.fp32, precision="w8")
@@ -149,6 +193,7 @@ RUNGS: dict[RungName, Callable[[Bench], Iterator[Attempt]]] = {
     "ranges": ranges,
     "bias": bias,
     "islands": islands,
+    "qat": qat,
     "w8": w8,
 }
 """Name in the recipe -> its candidates, made one at a time, cheapest first."""

@@ -14,7 +14,7 @@ from torch import nn
 from distilledge.pipeline.compress.calibration import audit, check_own
 from distilledge.pipeline.compress.climb import choose, climb
 from distilledge.pipeline.compress.judge import Ground, Judge
-from distilledge.pipeline.compress.ladder import RUNGS, Attempt, Bench, spread
+from distilledge.pipeline.compress.ladder import RUNGS, Ask, Attempt, Bench, spread
 from distilledge.pipeline.compress.ledger import Ledger, Tried
 from distilledge.pipeline.export import finished
 from distilledge.pipeline.recipe_compress import RungName
@@ -32,6 +32,8 @@ class Climb(NamedTuple):
     """The same pictures."""
     held_out: Sequence[Sample]
     """Validation and test: none of them may be calibrated on."""
+    ask: Ask | None = None
+    """For rungs that train."""
 
 
 class Student(NamedTuple):
@@ -56,7 +58,7 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
     check_own(chosen, given.held_out)
     with TemporaryDirectory(prefix="distilledge-ladder-") as folder:
         work = Path(folder)
-        bench = _bench(student, spread(given.inputs.rows, many), work)
+        bench = _bench(student, spread(given.inputs.rows, many), work, given.ask)
         judge = Judge(given.ground, student.fp32, bench.fp32.parent)
         made: list[tuple[Exported, Path]] = []
 
@@ -82,11 +84,12 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
             limit=given.ground.budget.max_drop_points_fp32,
             audit=audit(chosen, student.deployable.classes, bench.seen),
             layers=bench.layers,
+            notes=tuple(bench.notes),
         )
     return exported, ledger
 
 
-def _bench(student: Student, rows: Sequence[str], work: Path) -> Bench:
+def _bench(student: Student, rows: Sequence[str], work: Path, ask: Ask | None) -> Bench:
     """Works on copies: what the rungs make lies beside them."""
     own = work / "fp32"
     own.mkdir()
@@ -94,7 +97,7 @@ def _bench(student: Student, rows: Sequence[str], work: Path) -> Bench:
         shutil.copyfile(student.directory / name, own / name)
     read = reader(student.deployable.input_spec, own)
     arrays: list[Inputs] = [read(row)[None] for row in rows]
-    return Bench(student.target, student.model, own / student.fp32.files[0], student.deployable, arrays)
+    return Bench(student.target, student.model, own / student.fp32.files[0], student.deployable, arrays, ask=ask)
 
 
 def _attempts(bench: Bench, rungs: Sequence[RungName]) -> Iterator[Attempt]:
