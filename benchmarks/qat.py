@@ -5,8 +5,8 @@ training, and int8 after training in fake int8 with the teacher, with the float 
     python benchmarks/qat.py --markdown          the recorded results into docs/int8.md, nothing is run
     python benchmarks/qat.py --quick             one recipe under its smoke block, one epoch, labelled so
 
-Needs DISTILLEDGE_SHARED: the folder with data/ and weights/. Accuracy only: the same files are timed by int8.py. The best
-without training is chosen on the validation split; every metric here is of the test split.
+Needs DISTILLEDGE_SHARED: the folder with data/ and weights/. Accuracy only. The best without training is chosen on the
+validation split; every metric here is of the test split.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     trained = [teacher, _step("student", "student", inputs | _taught_inputs(recipe, teacher, first))]
     if recipe.distill.control:
         trained.append(_step("control", "control", inputs, role="control"))
-    asked = [_lazy(name, inputs) for name, inputs in asked_inputs(recipe, data, teacher, trained[1])]
+    lazy = asked_inputs(recipe, data, teacher, trained[1])
+    asked = [_step(name, name, inputs)._replace(lazy=True) for name, inputs in lazy]
     exports = [e for step in trained for e in _exports(recipe, data, step, device_card, asked)]
     verify = _step("verify", "verify", _downstream(recipe, data, exports, "verify"))
     measured = [e for e in exports if e.role != "control"]
@@ -100,11 +101,6 @@ def _step(
     name: str, kind: str, inputs: dict[str, Any], *, role: Role = "student", runtime: str = "", optional: bool = False
 ) -> Step:
     return Step(name, kind, inputs, fingerprint(kind, VERSIONS[kind], inputs), role, runtime, optional)
-
-
-def _lazy(name: str, inputs: dict[str, Any]) -> Step:
-    """A training that a rung of the ladder may ask for."""
-    return _step(name, name, inputs)._replace(lazy=True)
 
 
 def _data_inputs(recipe: Recipe) -> dict[str, Any]:
@@ -292,17 +288,14 @@ PROTOCOL = ("scenarios", "previous", "tries", "cool_down", "audits", "energy_sec
 """Fields of ``measure`` that came later."""
 
 
-def asks_previous(recipe: Recipe, part: str) -> bool:
-    return part == "measure" and recipe.measure.previous != ""
-
-
 def _downstream(recipe: Recipe, data: Step, exports: list[Step], part: str) -> dict[str, Any]:
     other = {"device"} if part == "measure" else set()  # its card stands beside
     other |= {"lengths"} if part == "measure" and not recipe.is_text else set()
     other |= {"units"} if part == "measure" and recipe.measure.units == Units() else set()
     if part == "measure":  # what asks for nothing has no part in the name of what is made
         other |= {name for name in PROTOCOL if getattr(recipe.measure, name) == Measure.model_fields[name].default}
-    earlier = {"previous": file_hash(previous_place(recipe.measure.previous))} if asks_previous(recipe, part) else {}
+    place = recipe.measure.previous if part == "measure" else ""
+    earlier = {"previous": file_hash(previous_place(place))} if place else {}
     return {
         **earlier,
         "data": data.fingerprint,

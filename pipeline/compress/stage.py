@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from distilledge.models.errors import GateFailedError
 from distilledge.pipeline.compress.calibration import audit, check_own
 from distilledge.pipeline.compress.climb import choose, climb
 from distilledge.pipeline.compress.judge import Ground, Judge
@@ -50,7 +51,8 @@ class Student(NamedTuple):
 def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, Ledger]:
     """Climb until the budget holds on the validation split; the taken file is moved into ``out``.
 
-    Raises ``RejectedError`` where the calibration pictures are not the training split's own.
+    Raises ``RejectedError`` where the calibration pictures are not the training split's own, ``GateFailedError`` where
+    no rung made a file.
     """
     settings = given.ground.recipe.compress
     many = settings.samples or len(given.calibration)
@@ -72,6 +74,9 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
             return judge(attempt, exported, directory, started)
 
         tried = climb(_attempts(bench, settings.rungs), judged, min_agreement=settings.min_agreement)
+        if not tried:
+            what = f"no rung of {', '.join(settings.rungs)} made a file for {student.target.NAME}"
+            raise GateFailedError("E5030", "; ".join([what, *bench.notes]), "add ptq to compress.rungs")
         taken = choose(tried)
         exported, directory = made[taken]
         for name in exported.files:
