@@ -46,6 +46,7 @@ from distilledge.targets.ondevice.session import open_session
 SILU = {
     "student.model": "mobilenetv3_small_050",
     "student.weights": "none",
+    "student.training.epochs": 15,
     "name": "x-sdd-mobilenetv3",
 }
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
