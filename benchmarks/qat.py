@@ -58,7 +58,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> recipe and what is changed in it: hard-swish and squeeze-excite, from random weights, in the third."""
 PAGE = Path(__file__).parents[1] / "docs" / "int8.md"
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer")
-UNTRAINED = ("ptq", "ranges", "bias")
+UNTRAINED = ("ptq", "bias")
 TEACHERS = {"teacher": "qat, the teacher's answers", "student": "qat, the float student's", "none": "qat, labels alone"}
 MAX_DROP = 0.5
 NOTE = "accuracy and agreement; each file beside the student's fp32 file of the same runtime"
@@ -106,7 +106,7 @@ def rows_of(name: str, options: argparse.Namespace) -> Iterator[common.Row]:
     trained = {teacher: chain.ask("qat") for teacher, chain in chains.items()}
     ground = ground_of(first)
     given = samples_of(*first.inputs("train", calibration=True))
-    calibration = [row[None] for row in picture_rows(given.spread(128), spec_of(stored.value)).real().images]
+    calibration = [row[None] for row in picture_rows(given.spread(64), spec_of(stored.value)).real().images]
     for runtime in options.runtimes:
         target = get(runtime)
         deployable = describe(stored.value, target)
