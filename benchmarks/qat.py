@@ -1,7 +1,8 @@
 """Quantization-aware distillation on real image sets: each student's fp32 file, its plain and best int8 without
 training, and int8 after training in fake int8 with the teacher, with the float student, and with labels alone.
 
-    python benchmarks/qat.py                     all recipes; what is in the store of --work is not trained again
+    python benchmarks/qat.py                     all recipes; what is in the store of --work is not trained again, nor
+                                                 what was measured there; --files and --runtimes do a part
     python benchmarks/qat.py --markdown          the recorded results into docs/int8.md, nothing is run
     python benchmarks/qat.py --quick             one recipe under its smoke block, one epoch, labelled so
 
@@ -60,7 +61,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "int8.md"
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer")
 UNTRAINED = ("ptq", "bias")
 TEACHERS = {"teacher": "qat, the teacher's answers", "student": "qat, the float student's", "none": "qat, labels alone"}
+FILES = {"fp32": "fp32", "plain": "plain int8", "untrained": "best untrained int8", **TEACHERS}
 MAX_DROP = 0.5
+PICTURES = 64
+"""Calibration pictures of the files that are not trained."""
 NOTE = "accuracy and agreement; each file beside the student's fp32 file of the same runtime"
 TABLE, END = "<!-- qat table -->", "<!-- /qat table -->"
 
@@ -70,7 +74,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
     parser.add_argument("--runtimes", nargs="+", default=["onnx", "openvino", "tflite"])
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--files", nargs="+", default=list(FILES), choices=FILES)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--markdown", action="store_true", help="write the recorded table into the page and stop")
     options = parser.parse_args()
     if options.markdown:
@@ -99,31 +105,32 @@ class Ground(NamedTuple):
 
 def rows_of(name: str, options: argparse.Namespace) -> Iterator[common.Row]:
     """One recipe: everything is trained once, then each runtime's files."""
-    chains = {teacher: chain_of(name, teacher, options) for teacher in TEACHERS}
-    first = chains["teacher"]
+    chains = {teacher: chain_of(name, teacher, options) for teacher in TEACHERS if teacher in options.files}
+    first = next(iter(chains.values()), None) or chain_of(name, "none", options)
     stored = first.done["student"]
     model = checkpoints.load(stored.value, stored.path)
     trained = {teacher: chain.ask("qat") for teacher, chain in chains.items()}
     ground = ground_of(first)
     given = samples_of(*first.inputs("train", calibration=True))
-    calibration = [row[None] for row in picture_rows(given.spread(64), spec_of(stored.value)).real().images]
+    calibration = [row[None] for row in picture_rows(given.spread(PICTURES), spec_of(stored.value)).real().images]
+    folder = options.work / "qat"
+    folder.mkdir(parents=True, exist_ok=True)
     for runtime in options.runtimes:
-        target = get(runtime)
-        deployable = describe(stored.value, target)
-        assert isinstance(deployable, Deployable)
-        with TemporaryDirectory(prefix="distilledge-qat-") as folder:
-            fp32 = target.export(model, deployable, Path(folder))
-            part = {"recipe": name, "model": stored.value.model, "runtime": runtime}
-            for row in files_of(ground, Bench(target, model, fp32, deployable, calibration), trained):
-                yield part | row
-                print(json.dumps(part | row), file=sys.stderr, flush=True)
+        part = {"recipe": name, "model": stored.value.model, "runtime": runtime}
+        places = {file: folder / f"{name}-{runtime}-{file}-{options.epochs}-{options.lr}.json" for file in FILES}
+        missing = [file for file in options.files if not places[file].exists()]
+        if missing:
+            for file, row in files_of(ground, model, (runtime, stored.value), calibration, trained, missing):
+                places[file].write_text(json.dumps(part | {"file": FILES[file]} | row), encoding="utf-8")
+        yield from (json.loads(place.read_text(encoding="utf-8")) for place in places.values() if place.exists())
 
 
 def chain_of(name: str, teacher: str, options: argparse.Namespace) -> Chain:
     """With data, teacher and student made or found; the trainings of one recipe share them."""
     base, changes = RECIPES[name]
     epochs = 1 if options.quick else options.epochs
-    sets = {"compress.climb": True, "compress.qat.teacher": teacher, "compress.qat.epochs": epochs, **changes}
+    sets: dict[str, Any] = {"compress.climb": True, "compress.qat.teacher": teacher, "compress.qat.epochs": epochs}
+    sets |= {"compress.qat.lr": options.lr, **changes}
     overrides = [f"{key}={json.dumps(value)}" for key, value in sets.items()]
     recipe = load_recipe(schema_path().with_name(f"{base}.yaml"), overrides=overrides, smoke=options.quick)
     chain = Chain(recipe, Store(options.work / "store"), steps(recipe, {}), lambda _event: None)
@@ -148,21 +155,35 @@ def spec_of(checkpoint: Any) -> InputSpec:
     return InputSpec.from_dict(checkpoint.input_spec)
 
 
-def files_of(ground: Ground, bench: Bench, trained: dict[str, Any]) -> Iterator[common.Row]:
-    """fp32, plain int8, the best without training by agreement on validation, and one for each teacher."""
-    reference = {split: answers(bench.fp32, bench.target.NAME, rows) for split, rows in ground.pictures.items()}
-    yield {"file": "fp32", **figures(ground, reference, reference)}
-    tried = [made(ground, bench, reference, attempt) for name in UNTRAINED for attempt in RUNGS[name](bench)]
-    yield {"file": "plain int8", **tried[0]}
-    yield {"file": "best untrained int8", **max(tried, key=lambda row: (row["agreement"], -row["kl"]))}
-    for teacher, found in trained.items():
-        own = Bench(
-            bench.target, bench.model, bench.fp32, bench.deployable, bench.calibration, ask=lambda _name, f=found: f
-        )
-        for attempt in RUNGS["qat"](own):
-            yield {"file": TEACHERS[teacher], **made(ground, bench, reference, attempt)}
-        for note in own.notes:
-            yield {"file": TEACHERS[teacher], "how": note}
+def files_of(
+    ground: Ground,
+    model: Any,
+    of: tuple[str, Any],
+    calibration: list[Any],
+    trained: dict[str, Any],
+    wanted: list[str],
+) -> Iterator[tuple[str, common.Row]]:
+    """fp32, plain int8, the best without training by agreement on validation, and one for each teacher.
+
+    ``of``: the runtime, and the student's checkpoint.
+    """
+    runtime, checkpoint = of
+    target = get(runtime)
+    deployable = describe(checkpoint, target)
+    assert isinstance(deployable, Deployable)
+    with TemporaryDirectory(prefix="distilledge-qat-") as folder:
+        fp32 = target.export(model, deployable, Path(folder))
+        reference = {split: answers(fp32, runtime, rows) for split, rows in ground.pictures.items()}
+        bench = Bench(target, model, fp32, deployable, calibration)
+        yield "fp32", figures(ground, reference, reference)
+        if {"plain", "untrained"} & {*wanted}:
+            tried = [made(ground, bench, reference, attempt) for name in UNTRAINED for attempt in RUNGS[name](bench)]
+            yield "plain", tried[0]
+            yield "untrained", max(tried, key=lambda row: (row["agreement"], -row["kl"]))
+        for teacher in (t for t in trained if t in wanted):
+            own = Bench(target, model, fp32, deployable, calibration, ask=lambda _name, t=teacher: trained[t])
+            rows = [made(ground, own, reference, attempt) for attempt in RUNGS["qat"](own)]
+            yield teacher, rows[0] if rows else {"how": own.notes[0]}
 
 
 def made(ground: Ground, bench: Bench, reference: dict[str, FloatArray], attempt: Attempt) -> common.Row:
