@@ -23,8 +23,9 @@ class Qat(Value):
     nobody's: labels alone, the control."""
     ranges: Literal["learnt", "observed"] = "learnt"
     """Ends of the activations' ranges: trained from the least squared error on (LSQ+), or left there."""
-    freeze_bn: Fraction = 0.5
-    """Share of the epochs after which batch normalisation keeps its statistics (Krishnamoorthi 2018, 3.2.2)."""
+    freeze_bn: Fraction = 0.0
+    """Share of the epochs after which batch normalisation keeps its statistics (Krishnamoorthi 2018, 3.2.2). 0: those
+    of the trained student from the start, which short trainings do not move away from it."""
 
 
 class Compress(Value):
