@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from distilledge.pipeline.compress.retrained import Retrained
 from distilledge.pipeline.data.content import location
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.record import (
@@ -90,6 +91,14 @@ class Chain:
         """A trained model with its directory; None where the recipe has no such step."""
         stored = self.done.get(name)
         return None if stored is None else (stored.value, stored.path)
+
+    def ask(self, name: str) -> tuple[Retrained, Path]:
+        """The result of a lazy step, run now if it was not before."""
+        from distilledge.pipeline.run import run_step
+
+        if name not in self.done:
+            run_step(self, next(step for step in self.steps if step.name == name))
+        return self.done[name].value, self.done[name].path
 
     def exports(self) -> list[Stored[ExportResult]]:
         """The exports that were made, in order."""
@@ -219,6 +228,29 @@ def _prune(chain: Chain, step: Step, out: Path, partial: Path) -> Checkpoint:
     )
 
 
+def _qat(chain: Chain, _step: Step, out: Path, partial: Path) -> Retrained:
+    from distilledge.pipeline.benchmark import samples_of
+    from distilledge.pipeline.compress.ladder import spread
+    from distilledge.pipeline.compress.qat import tune
+    from distilledge.targets.samples import reader
+
+    student = chain.trained("student")
+    assert student is not None
+    chosen = samples_of(*chain.inputs("train", calibration=True)).rows
+    read = reader(student[0].input_spec, student[1])
+    return tune(
+        chain.recipe,
+        chain.splits,
+        chain.done["data"].path,
+        student,
+        chain.trained("teacher"),
+        calibration=[read(row) for row in spread(chosen, chain.recipe.compress.samples or len(chosen))],
+        out=out,
+        partial=partial,
+        report=chain.report,
+    )
+
+
 def _export(chain: Chain, step: Step, out: Path, _partial: Path) -> ExportResult:
     from distilledge.pipeline.benchmark import samples_of
     from distilledge.pipeline.export import export
@@ -255,7 +287,8 @@ def _climb(chain: Chain, step: Step) -> Iterator[Climb | None]:
     with opened(chain.recipe.measure.device) as device:
         ground = Ground(chain.recipe, budget, device, validation[0], samples_of(*validation))
         train = chain.inputs("train")
-        yield Climb(ground, given[0], samples_of(*given), held_out, (train[0], samples_of(*train)))
+        spare = (train[0], samples_of(*train))
+        yield Climb(ground, given[0], samples_of(*given), held_out, spare, chain.ask)
 
 
 def _verify(chain: Chain, _step: Step, _out: Path, _partial: Path) -> Parities:
@@ -328,6 +361,7 @@ BUILDERS: dict[str, tuple[type[BaseModel], Callable[[Chain, Step, Path, Path], A
     "student": (Checkpoint, _student),
     "control": (Checkpoint, _student),
     "prune": (Checkpoint, _prune),
+    "qat": (Retrained, _qat),
     "export": (ExportResult, _export),
     "verify": (Parities, _verify),
     "measure": (Measurements, _measure),

@@ -51,6 +51,8 @@ def _row(recipe: Recipe, store: Store, step: Step, before: dict[str, Any] | None
     if damaged is None and store.probe(step.kind, step.fingerprint):
         return PlanRow(step.name, True, "inputs unchanged", 0.0)
     previous = before["inputs"] if before else store.nearest(step.kind, step.inputs)
+    if step.lazy and damaged is None:
+        return PlanRow(step.name, False, "only if no cheaper rung settles a budget", None)
     reason = f"artefact damaged: {damaged}" if damaged else explain(step.kind, step.inputs, previous)
     seconds = before["seconds"] if before else _estimate(recipe, step)
     return PlanRow(step.name, False, reason, seconds)

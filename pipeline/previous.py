@@ -8,8 +8,8 @@ from typing import cast
 
 from distilledge.models.errors import UsageError
 from distilledge.pipeline.data.listing import expand
+from distilledge.pipeline.previous_place import previous_place
 from distilledge.pipeline.record import ExportResult, RunRecord
-from distilledge.pipeline.steps import previous_place
 from distilledge.pipeline.weights_hash import file_hash
 from distilledge.targets import get
 from distilledge.targets.base import Exported, Precision, RuntimeName

@@ -204,6 +204,8 @@ def _units(recipe: Recipe) -> Found:
 
 def _compress(recipe: Recipe) -> Found:
     if not recipe.compress.climb:
+        if recipe.compress.qat is not None and "qat" in recipe.compress.model_fields_set:
+            yield "compress.qat without compress.climb", "set compress.climb: true"
         return
     if recipe.is_text:
         yield "compress.climb is for pictures", "set compress.climb: false"

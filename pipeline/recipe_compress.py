@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distilledge.models.base import Value
-from distilledge.pipeline.recipe_data import Count, Fraction
+from distilledge.pipeline.recipe_data import Count, Fraction, Positive
 
-RungName = Literal["ptq", "calibration", "ranges", "equalise", "bias", "islands", "w8a16", "w8"]
+RungName = Literal["ptq", "calibration", "ranges", "equalise", "bias", "islands", "qat", "w8a16", "w8"]
+
+
+class Qat(Value):
+    """Quantization-aware distillation: the student's training goes on in fake int8 (docs/int8.md)."""
+
+    epochs: Count = 10
+    lr: Positive = 1e-4
+    """Peak learning rate, cosine to 1 % of it; ranges, learnt as factors, have ten times as much."""
+    teacher: Literal["teacher", "student", "none"] = "teacher"
+    """Whose answers are learnt from, with ``distill.losses`` of logits: the teacher's, the float student's, or
+    nobody's: labels alone, the control."""
+    ranges: Literal["learnt", "observed"] = "learnt"
+    """Ends of the activations' ranges: trained from the least squared error on (LSQ+), or left there."""
+    freeze_bn: Fraction = 0.0
+    """Share of the epochs after which batch normalisation keeps its statistics (Krishnamoorthi 2018, 3.2.2). 0: those
+    of the trained student from the start, which short trainings do not move away from it."""
 
 
 class Compress(Value):
@@ -20,11 +36,25 @@ class Compress(Value):
     rungs: tuple[RungName, ...] = ("ptq", "calibration", "ranges", "equalise", "bias", "islands", "w8a16", "w8")
     """In this order. ``ptq``: plain static int8. ``calibration``: other numbers of pictures, where ranges depend on
     them. ``ranges``: percentile, MSE and entropy ranges. ``equalise``: channels rescaled across layers, biases
-    corrected. ``bias``: bias correction. ``islands``: the 2, 4 and 8 worst layers stay float. ``w8a16``: 16-bit
-    activations. ``w8``: int8 weights only, then float16."""
+    corrected. ``bias``: bias correction. ``islands``: the 2, 4 and 8 worst layers stay float. ``qat``: distilled on
+    in fake int8, where ``compress.qat`` is given, which adds it behind ``islands``. ``w8a16``: 16-bit activations.
+    ``w8``: int8 weights only, then float16."""
+    qat: Qat | None = None
+    """Adds the rung ``qat``, which trains, and only where the rungs before it did not settle a budget."""
     samples: Count | None = None
     """Calibration pictures used; default: all of data.calibration."""
     min_agreement: Fraction = 0.98
     """Where the validation split is too small to decide, a rung is taken that answers as fp32 in so many pictures."""
     max_slowdown: Annotated[float, Field(gt=0)] = 1.0
     """p50 over that of the float file in the same measurement: int8 that is certainly slower is refused."""
+
+    @model_validator(mode="after")
+    def _with_qat(self) -> Compress:
+        """Whoever says how to train wants the rung; whoever names the rung gets its defaults."""
+        if self.qat is None and "qat" in self.rungs:
+            object.__setattr__(self, "qat", Qat())
+        if self.qat is not None and "qat" not in self.rungs:
+            later = [self.rungs.index(name) for name in ("w8a16", "w8") if name in self.rungs]
+            at = min(later, default=len(self.rungs))
+            object.__setattr__(self, "rungs", (*self.rungs[:at], "qat", *self.rungs[at:]))
+        return self

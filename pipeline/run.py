@@ -78,6 +78,8 @@ def _run_steps(chain: Chain, until: str) -> None:
     if chain.recipe.student.prune is not None and until in ("student", "control"):
         last = "prune"
     for step in chain.steps:
+        if step.lazy and not chain.store.probe(step.kind, step.fingerprint):
+            continue
         run_step(chain, step)
         if step.kind == "verify":
             _raise_breach(chain)

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilledge.models.errors import UsageError
 from distilledge.pipeline.data.content import content_hash, label_inputs, target_inputs, unlabelled_hash
 from distilledge.pipeline.data.listing import expand
+from distilledge.pipeline.previous_place import previous_place
 from distilledge.pipeline.recipe import ExportTarget, Measure, Recipe, Student, Teacher, Units
 from distilledge.pipeline.recipe_multitask import gate_inputs, multitask_inputs, without_tasks
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.reshape import RESHAPE, pruned, surgery_inputs
+from distilledge.pipeline.step_asked import asked_inputs
 from distilledge.pipeline.step_packages import export_packages, package_versions, training_packages
 from distilledge.pipeline.store import fingerprint
 from distilledge.pipeline.transfer import (
@@ -42,6 +43,7 @@ VERSIONS = {
     "adaptation": 1,
     "prune": 1,
     "pretrain": 1,
+    "qat": 1,
     "export": 1,
     "verify": 3,
     "measure": 2,
@@ -68,6 +70,8 @@ class Step(NamedTuple):
     """Of training, export and predict steps."""
     runtime: str = ""
     optional: bool = False
+    lazy: bool = False
+    """Run only when a later step asks for it (``Chain.ask``)."""
 
 
 def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
@@ -81,8 +85,10 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     if recipe.distill.control:
         students.append(_step("control", "control", inputs, role="control"))
     unpruned, students = pruned(recipe, students, _step)
+    lazy = asked_inputs(recipe, data, teacher, students[0])
+    asked = [_step(name, name, inputs)._replace(lazy=True) for name, inputs in lazy]
     trained = [teacher, *students]
-    exports = [e for step in trained for e in _exports(recipe, data, step, device_card)]
+    exports = [e for step in trained for e in _exports(recipe, data, step, device_card, asked)]
     verify = _step("verify", "verify", _downstream(recipe, data, exports, "verify"))
     measured = [e for e in exports if e.role != "control"]
     measure = _step("measure", "measure", {**_downstream(recipe, data, measured, "measure"), "device": device_card})
@@ -91,7 +97,7 @@ def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     score = _step("score", "score", {p.name: p.fingerprint for p in predicts})
     gate = _step("gate", "gate", _gate_inputs(recipe, score, measure))
     checked = (*_transfer(recipe, data, teacher, first), *_adaptation(recipe, data, teacher, first))
-    models = [step for step in (first, teacher, *checked, second, *unpruned, *students) if step is not None]
+    models = [step for step in (first, teacher, *checked, second, *unpruned, *students, *asked) if step is not None]
     return (data, *models, *exports, verify, measure, *predicts, score, gate)
 
 
@@ -242,13 +248,22 @@ def needs_parent(recipe: Recipe) -> bool:
     return recipe.is_text and "teacher" in (recipe.student.model, recipe.student.text.tokenizer)
 
 
-def _exports(recipe: Recipe, data: Step, trained: Step, device_card: dict[str, Any]) -> list[Step]:
+def _exports(
+    recipe: Recipe, data: Step, trained: Step, device_card: dict[str, Any], asked: Sequence[Step]
+) -> list[Step]:
     targets = recipe.export.targets
     chosen = targets[:1] if trained.name == "control" else targets
-    return [_export(recipe, data, trained, target, device_card) for target in chosen]
+    return [_export(recipe, data, trained, target, device_card, asked) for target in chosen]
 
 
-def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget, device_card: dict[str, Any]) -> Step:
+def _export(
+    recipe: Recipe,
+    data: Step,
+    trained: Step,
+    target: ExportTarget,
+    device_card: dict[str, Any],
+    asked: Sequence[Step],
+) -> Step:
     precisions = {
         "teacher": recipe.export.teacher_precisions,
         "student": tuple(dict.fromkeys(("fp32", *target.precisions))),
@@ -265,6 +280,7 @@ def _export(recipe: Recipe, data: Step, trained: Step, target: ExportTarget, dev
         inputs["saturates"] = True  # the int8 files are others on such a CPU
     if climbs(recipe, trained.name, precisions):
         inputs["compress"] = _compress_inputs(recipe, target.runtime, device_card)
+        inputs |= {"asks": {step.name: step.fingerprint for step in asked}} if asked else {}
     name = f"export-{trained.name}-{target.runtime}"
     return _step(name, "export", inputs, role=trained.role, runtime=target.runtime, optional=target.optional)
 
@@ -278,7 +294,7 @@ def _compress_inputs(recipe: Recipe, runtime: RuntimeName, device_card: dict[str
     """What decides on a rung: limits, metric, and the device that it is timed on."""
     measured = recipe.measure.model_dump(mode="json", include={"threads", "warmup"})
     budget = recipe.budget_of(runtime).model_dump(mode="json", exclude={"max_drop_points"})
-    settings = recipe.compress.model_dump(mode="json", exclude={"climb"})
+    settings = recipe.compress.model_dump(mode="json", exclude={"climb", "qat"})
     decided = {"metric": recipe.metric, "seed": recipe.seed, "budget": budget, "measure": measured}
     return {**settings, **decided, "device": device_card}
 
@@ -287,26 +303,14 @@ PROTOCOL = ("scenarios", "previous", "tries", "cool_down", "audits", "energy_sec
 """Fields of ``measure`` that came later."""
 
 
-def asks_previous(recipe: Recipe, part: str) -> bool:
-    return part == "measure" and recipe.measure.previous != ""
-
-
-def previous_place(place: str) -> Path:
-    """The run.json or the model file that ``measure.previous`` means. Raises ``UsageError``."""
-    path = Path(expand(place))
-    path = path / "run.json" if path.is_dir() else path
-    if not path.is_file():
-        raise UsageError("E2450", f"no previous release: {path}", "name the folder of a run, or a model file of one")
-    return path
-
-
 def _downstream(recipe: Recipe, data: Step, exports: list[Step], part: str) -> dict[str, Any]:
     other = {"device"} if part == "measure" else set()  # its card stands beside
     other |= {"lengths"} if part == "measure" and not recipe.is_text else set()
     other |= {"units"} if part == "measure" and recipe.measure.units == Units() else set()
     if part == "measure":  # what asks for nothing has no part in the name of what is made
         other |= {name for name in PROTOCOL if getattr(recipe.measure, name) == Measure.model_fields[name].default}
-    earlier = {"previous": file_hash(previous_place(recipe.measure.previous))} if asks_previous(recipe, part) else {}
+    place = recipe.measure.previous if part == "measure" else ""
+    earlier = {"previous": file_hash(previous_place(place))} if place else {}
     return {
         **earlier,
         "data": data.fingerprint,

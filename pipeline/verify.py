@@ -13,6 +13,7 @@ from distilledge.models.errors import IntegrityError
 from distilledge.models.heads import Heads, spans
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline import divergence
+from distilledge.pipeline.compress.ledger import Twin
 from distilledge.pipeline.inputs import Judged, PictureRows, Rows, id_rows, picture_rows
 from distilledge.pipeline.recipe import Verify
 from distilledge.pipeline.record import Checkpoint, ExportResult, Parity, Rung
@@ -189,6 +190,9 @@ def _compressed_rungs(model: nn.Module, result: ExportResult, exports: Path, row
     reference = Side(f"{fp32.runtime} fp32", run_file(fp32_path, fp32.runtime, real))
     rungs = []
     for exported in result.files[1:]:
+        if (twin := _twin(result, exported)) is not None:
+            rungs.append(_twin_rung(exported, twin, limits))
+            continue
         path = exports / exported.files[0]
         judged = run_file(path, exported.runtime, real, exported.precision)
         candidate = Side(f"{exported.runtime} {exported.precision}", judged)
@@ -198,6 +202,23 @@ def _compressed_rungs(model: nn.Module, result: ExportResult, exports: Path, row
                 rung = _explain_compressed(rung, model, exported, (fp32_path, path), rows, part)
             rungs.append(rung)
     return rungs
+
+
+def _twin(result: ExportResult, exported: Exported) -> Twin | None:
+    """Of a file that was trained in fake int8: it is another function than the fp32 file, and compared with its own."""
+    taken = result.ledger and result.ledger.tried[result.ledger.taken]
+    return taken.twin if taken and taken.precision == exported.precision else None
+
+
+def _twin_rung(exported: Exported, twin: Twin, limits: Verify) -> Rung:
+    """As the ladder compared them on the device, on all validation pictures."""
+    holds = twin.agreement >= limits.min_agreement_int8 and twin.cosine >= limits.min_cosine_int8
+    names = {"reference": "torch fake int8", "candidate": f"{exported.runtime} {exported.precision}"}
+    return _rung(
+        {"runtime": exported.runtime, **names, **twin.model_dump()},
+        f"agreement >= {limits.min_agreement_int8:g}, cosine >= {limits.min_cosine_int8:g}",
+        holds=holds,
+    )
 
 
 def _compressed_rung(exported: Exported, reference: Side, candidate: Side, limits: Verify, part: Part = WHOLE) -> Rung:

@@ -14,6 +14,9 @@ from openvino import opset13 as ops
 from distilledge.targets.base import Inputs
 from distilledge.targets.scheme import PLAIN, Scheme
 
+STEPS = 255
+PASSED = {"Pad", "Reshape", "Transpose", "MaxPool", "Squeeze", "Unsqueeze"}
+
 
 def quantize(
     model: ov.Model, pictures: Sequence[Inputs], *, saturates: bool = False, scheme: Scheme = PLAIN
@@ -45,7 +48,7 @@ def quantize(
             activations_range_estimator_params=None if unbounded else RangeEstimatorParametersSet.MINMAX,
         ),
     )
-    narrow_activations(quantized, scheme.ranges)
+    (set_activations if scheme.whole else narrow_activations)(quantized, scheme.ranges)
     if saturates:
         halve_activations(quantized)
     kind = (", TRANSFORMER" if attention else "") + (", mean MinMax" if unbounded else ", MinMax")
@@ -70,6 +73,29 @@ def narrow_activations(model: ov.Model, ranges: dict[str, tuple[float, float]]) 
             scaled = ops.constant((value * factor).astype(np.float32)).output(0)
             for index in inputs:
                 node.input(index).replace_source_output(scaled)
+    model.validate_nodes_and_infer_types()
+
+
+def set_activations(model: ov.Model, ranges: dict[str, tuple[float, float]]) -> None:
+    """The range of each activation becomes that of ``ranges``, moved so that 0 is one of its 256 values.
+
+    Where nothing but a change of shape lies between, that of the tensor before it.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "FakeQuantize" or is_constant(node.input_value(0).get_node()):
+            continue
+        source = node.input_value(0).get_node()
+        while source.friendly_name not in ranges and source.get_type_name() in PASSED:
+            source = source.input_value(0).get_node()
+        low, high = ranges.get(source.friendly_name, (0.0, 0.0))
+        if low >= high:
+            continue
+        step = (high - low) / STEPS
+        zero = round(-low / step)
+        for inputs, value in (((1, 3), -zero * step), ((2, 4), (STEPS - zero) * step)):
+            end = ops.constant(np.float32(value)).output(0)
+            for index in inputs:
+                node.input(index).replace_source_output(end)
     model.validate_nodes_and_infer_types()
 
 

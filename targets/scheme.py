@@ -12,6 +12,8 @@ class Scheme(Value):
     """Float tensor of the fp32 file -> smallest and largest value that int8 can tell apart; others are calibrated."""
     ranges_name: str = "MinMax"
     """How ``ranges`` were found, in words."""
+    whole: bool = False
+    """``ranges`` as they are, zero point and all: also in OpenVINO, whose own are symmetric or begin at 0."""
     islands: tuple[str, ...] = ()
     """Operations that stay float, by ``Target.layer_names``."""
     own_bias: bool = False
@@ -26,7 +28,7 @@ class Scheme(Value):
         """What is to be added to a recipe's words, beginning with a comma, or nothing."""
         parts = [f"{self.ranges_name} ranges"] if self.ranges else []
         parts += [f"equalised by {self.equalised}"] if self.equalised else []
-        parts += ["bias correction"] if self.own_bias else []
+        parts += ["bias correction"] if self.own_bias and not self.whole else []
         parts += ["full bias correction"] if self.full_bias else []
         parts += [f"{len(self.islands)} layers in float"] if self.islands else []
         return "".join(f", {part}" for part in parts)

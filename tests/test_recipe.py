@@ -45,7 +45,7 @@ def test_b21_an_unknown_key_has_file_line_column_and_the_nearest_name(tmp_path: 
 def test_b21_a_key_in_the_wrong_section_is_told_where_it_belongs(tmp_path: Path) -> None:
     error = refused(tmp_path, "name: a\nepochs: 4\n")
     assert "recipe.yaml:2:1" in error.what
-    assert error.hint == "it belongs to `teacher.training` or `student.training`"
+    assert error.hint.startswith("it belongs to `teacher.training` or `student.training`")
     assert refused(tmp_path, "name: a\nxyzzy: 4\n").hint.startswith("choose from budgets, compress, data")
 
 
@@ -256,7 +256,7 @@ def test_b26_sizes_and_heads_that_do_not_fit(tmp_path: Path) -> None:
             "did you mean `teacher.training.epochs`?",
         ),
         ("teacher.trainin.epochs=1", "unknown path", "did you mean `teacher.training.epochs`?"),
-        ("epochs=3", "unknown path", "did you mean `teacher.training.epochs` or `student.training.epochs`?"),
+        ("epochs=3", "unknown path", "did you mean `teacher.training.epochs` or `student.training.epochs`"),
         ("budgets.onx={}", "unknown path", "did you mean `budgets.onnx`?"),
         ("export.targets.7.optional=true", "leads past the end of a list", "count from 0"),
         ("seed", "not an override: --set seed", "write --set"),

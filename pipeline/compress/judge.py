@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import nn
 
+from distilledge.models import metrics
 from distilledge.pipeline import gate, stats_counts
 from distilledge.pipeline.compress.climb import outcome_of
 from distilledge.pipeline.compress.ladder import Attempt
-from distilledge.pipeline.compress.ledger import Tried
+from distilledge.pipeline.compress.ledger import Tried, Twin
+from distilledge.pipeline.inputs import picture_rows
 from distilledge.pipeline.outcomes import classified
 from distilledge.pipeline.recipe import Budget, Recipe
 from distilledge.pipeline.record import Check, Sample
@@ -21,6 +24,7 @@ from distilledge.targets import get
 from distilledge.targets.base import STATIC, Exported, FloatArray, Measurement
 from distilledge.targets.devices.base import Device
 from distilledge.targets.measure import Candidate, measure, score
+from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.samples import Samples
 
 QUICK_SAMPLES, LAUNCHES = 256, 2
@@ -86,7 +90,20 @@ class Judge:
             float_operations=exported.float_operations,
             islands=attempt.scheme.islands,
             seconds=time.perf_counter() - started,
+            twin=None if attempt.twin is None else self.beside(attempt.twin, logits),
             **timed,
+        )
+
+    def beside(self, twin: nn.Module, logits: FloatArray) -> Twin:
+        """The file's logits beside those of ``twin``, which sees the same pictures."""
+        rows = picture_rows(self.ground.inputs, InputSpec.from_dict(self.fp32.exported.input_spec)).real()
+        expected = rows.by_torch(twin).logits
+        return Twin(
+            agreement=metrics.agreement(expected, logits),
+            kl=metrics.kl(expected, logits),
+            cosine=metrics.cosine(expected, logits),
+            psnr_db=metrics.psnr(expected, logits),
+            max_abs=metrics.max_abs(expected, logits),
         )
 
     def drop(self, logits: FloatArray) -> Estimate:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distilledge.models.equalise import By
 from distilledge.pipeline.compress.calibration import half_shift
+from distilledge.pipeline.compress.retrained import Retrained
 from distilledge.pipeline.recipe_compress import RungName
 from distilledge.targets.base import STATIC, Deployable, Inputs, Precision, Target
 from distilledge.targets.ondevice.preprocess import InputSpec
@@ -26,6 +27,8 @@ BIAS_PICTURES = 64
 """Run at once for the bias correction."""
 LAYER_ROWS = 32
 """Calibration pictures that the layers' errors are found on."""
+MATCHED_ON = 4
+"""Pictures by which tensors of a file are told."""
 ISLANDS = (2, 4, 8)
 """Numbers of the worst layers that are tried in float."""
 UNSTABLE = 0.25
@@ -44,6 +47,12 @@ class Attempt(NamedTuple):
     precision: Precision = "w8a8"
     pictures: int | None = None
     """Calibration pictures; None: the recipe's."""
+    twin: nn.Module | None = None
+    """The fake-quantised torch network that the file is to answer as."""
+
+
+Ask = Callable[[str], tuple[Retrained, Path]]
+"""Name of a step that trains for a rung -> its result and where that lies; trained now, if it was not before."""
 
 
 class Bench:
@@ -57,9 +66,13 @@ class Bench:
         deployable: Deployable,
         calibration: Sequence[Inputs],
         more: Sequence[str] = (),
+        *,
+        ask: Ask | None = None,
     ) -> None:
         self.target, self.model, self.fp32, self.deployable = target, model, fp32, deployable
-        self.calibration, self.more = calibration, more
+        self.calibration, self.more, self.ask = calibration, more, ask
+        self.notes: list[str] = []
+        """On rungs that made no file."""
         self._corrected: dict[tuple[int, ...], Path] = {}
 
     def make(self, attempt: Attempt, out: Path) -> tuple[Path, str]:
@@ -199,6 +212,32 @@ def islands(bench: Bench) -> Iterator[Attempt]:
         yield Attempt("islands", source, scheme)
 
 
+def qat(bench: Bench) -> Iterator[Attempt]:
+    """The student trained on in fake int8, with its ranges wherever the runtime stores one of its tensors."""
+    from distilledge.models.rounding import folded
+    from distilledge.pipeline.compress.places import matched
+    from distilledge.pipeline.compress.qat import rebuilt
+    from distilledge.pipeline.inputs import normalise
+
+    assert bench.ask is not None
+    found, directory = bench.ask("qat")
+    if found.checkpoint is None:
+        bench.notes.append(f"qat made no file: {found.stopped}")
+        return
+    model, network = rebuilt(found, directory)
+    few = np.concatenate(spread(bench.calibration, MATCHED_ON))
+    pictures = normalise(few, InputSpec.from_dict(bench.deployable.input_spec))
+    folder = bench.fp32.parent / "qat"
+    folder.mkdir()
+    source = bench.target.export(folded(model, pictures[:1]), bench.deployable, folder)
+    taps = {place: tap.numpy() for place, tap in network.taps(pictures, passed=True).items()}
+    places = matched(taps, bench.target.tensors(source, few, optimise=False))
+    learnt = {tensor: found.ranges[place] for tensor, place in places.items()}
+    ends = estimated(bench.observed(source), "MSE") | learnt
+    scheme = Scheme(ranges=ends, ranges_name="trained", whole=True, own_bias=True)
+    yield Attempt("qat", source, scheme, twin=network)
+
+
 def w8(bench: Bench) -> Iterator[Attempt]:
     """The honest fallback: a smaller file that computes in float."""
     yield Attempt("w8", bench.fp32, precision="w8")
@@ -212,6 +251,7 @@ RUNGS: dict[RungName, Callable[[Bench], Iterator[Attempt]]] = {
     "equalise": equalise,
     "bias": bias,
     "islands": islands,
+    "qat": qat,
     "w8a16": w8a16,
     "w8": w8,
 }

@@ -12,6 +12,16 @@ from distilledge.targets.scheme import LayerError
 Outcome = Literal["holds", "undecided", "fails"]
 
 
+class Twin(Value):
+    """A file beside the fake-quantised torch network that it was made from, on the validation pictures."""
+
+    agreement: float
+    kl: float
+    cosine: float
+    psnr_db: float | None
+    max_abs: float
+
+
 class Tried(Value):
     """One candidate file, judged on the validation split beside the student's fp32 file of the same runtime."""
 
@@ -42,6 +52,8 @@ class Tried(Value):
     float_operations: tuple[str, ...] = ()
     islands: tuple[str, ...] = ()
     seconds: float
+    twin: Twin | None = None
+    """Of a rung that trains in fake int8."""
 
 
 class CalibrationAudit(Value):
@@ -75,3 +87,5 @@ class Ledger(Value):
     audit: CalibrationAudit
     layers: tuple[LayerError, ...] = ()
     """Worst first."""
+    notes: tuple[str, ...] = ()
+    """On rungs that made no file."""

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from torch import nn
 
+from distilledge.models.errors import GateFailedError
 from distilledge.pipeline.compress.calibration import audit, check_own
 from distilledge.pipeline.compress.climb import choose, climb
 from distilledge.pipeline.compress.judge import Ground, Judge
-from distilledge.pipeline.compress.ladder import RUNGS, Attempt, Bench, spread
+from distilledge.pipeline.compress.ladder import RUNGS, Ask, Attempt, Bench, spread
 from distilledge.pipeline.compress.ledger import Ledger, Tried
 from distilledge.pipeline.export import finished
 from distilledge.pipeline.recipe_compress import RungName
@@ -34,6 +35,8 @@ class Climb(NamedTuple):
     """Validation and test: none of them may be calibrated on."""
     train: tuple[Sequence[Sample], Samples] | None = None
     """All of the training split, for larger calibration sets."""
+    ask: Ask | None = None
+    """For rungs that train."""
 
     def spare(self) -> list[str]:
         """Pictures of the training split of which none is held out by content."""
@@ -56,7 +59,8 @@ class Student(NamedTuple):
 def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, Ledger]:
     """Climb until the budget holds on the validation split; the taken file is moved into ``out``.
 
-    Raises ``RejectedError`` where the calibration pictures are not the training split's own.
+    Raises ``RejectedError`` where the calibration pictures are not the training split's own, ``GateFailedError`` where
+    no rung made a file.
     """
     settings = given.ground.recipe.compress
     many = settings.samples or len(given.calibration)
@@ -64,7 +68,7 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
     check_own(chosen, given.held_out)
     with TemporaryDirectory(prefix="distilledge-ladder-") as folder:
         work = Path(folder)
-        bench = bench_of(student, spread(given.inputs.rows, many), work, given.spare())
+        bench = bench_of(student, spread(given.inputs.rows, many), work, given.spare(), given.ask)
         judge = Judge(given.ground, student.fp32, bench.fp32.parent)
         made: list[tuple[Exported, Path]] = []
 
@@ -78,6 +82,9 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
             return judge(attempt, exported, directory, started)
 
         tried = climb(_attempts(bench, settings.rungs), judged, min_agreement=settings.min_agreement)
+        if not tried:
+            what = f"no rung of {', '.join(settings.rungs)} made a file for {student.target.NAME}"
+            raise GateFailedError("E5030", "; ".join([what, *bench.notes]), "add ptq to compress.rungs")
         taken = choose(tried)
         exported, directory = made[taken]
         for name in exported.files:
@@ -90,11 +97,12 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
             limit=given.ground.budget.max_drop_points_fp32,
             audit=audit(chosen, student.deployable.classes, bench.seen),
             layers=bench.layers,
+            notes=tuple(bench.notes),
         )
     return exported, ledger
 
 
-def bench_of(student: Student, rows: Sequence[str], work: Path, more: Sequence[str]) -> Bench:
+def bench_of(student: Student, rows: Sequence[str], work: Path, more: Sequence[str], ask: Ask | None = None) -> Bench:
     """Works on copies: what the rungs make lies beside them."""
     own = work / "fp32"
     own.mkdir()
@@ -102,7 +110,8 @@ def bench_of(student: Student, rows: Sequence[str], work: Path, more: Sequence[s
         shutil.copyfile(student.directory / name, own / name)
     read = reader(student.deployable.input_spec, own)
     arrays: list[Inputs] = [read(row)[None] for row in rows]
-    return Bench(student.target, student.model, own / student.fp32.files[0], student.deployable, arrays, more)
+    fp32 = own / student.fp32.files[0]
+    return Bench(student.target, student.model, fp32, student.deployable, arrays, more, ask=ask)
 
 
 def _attempts(bench: Bench, rungs: Sequence[RungName]) -> Iterator[Attempt]:

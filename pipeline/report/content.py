@@ -98,7 +98,7 @@ def collect(run: RunRecord, *, gallery: int = GALLERY) -> ReportContent:
         ),
         data=_data_summary(run, stages),
         checkpoints=stages.checkpoints,
-        curves=tuple(c for checkpoint in stages.checkpoints for c in _curves(run, checkpoint.role)),
+        curves=tuple(c for name in _trainings(run, stages) for c in _curves(run, name)),
         teacher_worth=answers.teacher_worth(evidence),
         tasks=_tasks(run, stages),
         transfer=_read(run, "transfer", Transfer),
@@ -264,6 +264,12 @@ def _data_summary(run: RunRecord, stages: _Stages) -> DataSummary:
         bad_files=tuple(bad[:BAD_FILES]),
         bad_count=len(bad),
     )
+
+
+def _trainings(run: RunRecord, stages: _Stages) -> list[str]:
+    """The stages that left curves."""
+    rungs = [s.name for s in run.stages if s.name == "qat"]
+    return [*(checkpoint.role for checkpoint in stages.checkpoints), *rungs]
 
 
 def _curves(run: RunRecord, role: str) -> list[Curve]:

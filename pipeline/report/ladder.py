@@ -39,7 +39,7 @@ def section_of_ladder(content: ReportContent) -> Markup:
         "The quantization ladder",
         EXPLANATION,
         grid(TRIED, tried(content), left=LEFT),
-        *(el("p", {"class": "soft"}, line) for line in audits(content)),
+        *(el("p", {"class": "soft"}, line) for line in [*trained(content), *audits(content)]),
         folded(
             "Which layers int8 costs most",
             el("p", {"class": "soft"}, SENSITIVITY),
@@ -71,6 +71,17 @@ def _line(runtime: str, one: Tried, *, taken: bool) -> list[str]:
         ("shipped: " if taken else "refused: ") + one.outcome,
         one.reason,
     ]
+
+
+def trained(content: ReportContent) -> list[str]:
+    """What rungs that train in fake int8 came to: how true each file is to its network, or why there is none."""
+    twins = [(r, one.rung, one.twin) for r, ledger in content.ledgers for one in ledger.tried if one.twin is not None]
+    lines = [
+        f"{runtime} {rung}: the file answers as the torch network that was trained in fake int8 in "
+        f"{100 * twin.agreement:.1f} % of the pictures; largest difference of a logit {twin.max_abs:.3g}."
+        for runtime, rung, twin in twins
+    ]
+    return lines + [f"{runtime}: {note}." for runtime, ledger in content.ledgers for note in ledger.notes]
 
 
 def audits(content: ReportContent) -> list[str]:

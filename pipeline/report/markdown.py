@@ -131,7 +131,7 @@ def _placement(content: ReportContent) -> list[str]:
 def _ladder(content: ReportContent) -> list[str]:
     if not content.ledgers:
         return []
-    audits = [plain(line) + "  " for line in ladder.audits(content)]
+    audits = [plain(line) + "  " for line in [*ladder.trained(content), *ladder.audits(content)]]
     return ["## The quantization ladder", "", _grid(ladder.TRIED, ladder.tried(content)), *audits, ""]
 
 

@@ -32,11 +32,12 @@ def validate(
     workers: int,
     poll: Callable[[], None],
     scored: Callable[[FloatArray, IntArray], dict[str, float]] | None = None,
+    watch: bool = False,
 ) -> dict[str, float]:
     """``accuracy``, ``balanced_accuracy`` (mean recall of the classes present), ``loss`` (cross-entropy, nats).
 
     Or what ``scored`` finds. Of all processes together, in the training's precision. Raises ``RejectedError`` where an
-    output is not finite.
+    output is not finite, or, with ``watch``, where all answers are one.
     """
     mine = range(accelerator.process_index, len(pictures), accelerator.num_processes)
     logits = predict(model, to_input, pictures, mine, accelerator=accelerator, workers=workers, poll=poll)
@@ -44,7 +45,16 @@ def validate(
         parts = gather_object([(list(mine), logits)])
         order = torch.tensor([i for indices, _ in parts for i in indices])
         logits = torch.cat([part for _, part in parts])[order.argsort()]
+    if watch:
+        check_answers(logits.numpy(), labels)
     return (scored or score)(logits.numpy(), labels)
+
+
+def check_answers(logits: FloatArray, labels: IntArray) -> None:
+    """Raise ``RejectedError`` where pictures of several classes all get one answer: a collapse."""
+    if len(np.unique(metrics.top1(logits))) < 2 <= len(np.unique(labels[labels >= 0])):
+        what = f"collapsed: one answer to all {len(labels)} validation pictures"
+        raise RejectedError("E3655", what, "lower compress.qat.lr")
 
 
 def score(logits: FloatArray, labels: IntArray) -> dict[str, float]:

@@ -34,6 +34,8 @@ class PictureFeed:
     workers: int
     augment: Augment
     seed: int
+    watch: bool = False
+    """Stop the training at the epoch that answers one class to everything."""
 
     def steps(self, settings: Training, seed: int, accelerator: Accelerator) -> Steps:
         return steps_of(self.labels, settings, seed, accelerator)
@@ -59,4 +61,5 @@ class PictureFeed:
             accelerator=accelerator,
             workers=self.workers,
             poll=poll,
+            watch=self.watch,
         )
