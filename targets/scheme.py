@@ -18,6 +18,10 @@ class Scheme(Value):
     """The fp32 file's biases are corrected already: OpenVINO's quantizer must not undo it."""
     full_bias: bool = False
     """NNCF's layer-by-layer bias correction instead of its fast one; OpenVINO only."""
+    smooth: float | None = None
+    """SmoothQuant's alpha in NNCF's TRANSFORMER scheme, 0..1, -1: off; None: NNCF's own, 0.95. OpenVINO only."""
+    asymmetric: bool = False
+    """NNCF's MIXED preset: activations with a zero point of their own. OpenVINO only."""
 
     @property
     def words(self) -> str:
@@ -25,6 +29,12 @@ class Scheme(Value):
         parts = [f"{self.ranges_name} ranges"] if self.ranges else []
         parts += ["bias correction"] if self.own_bias else []
         parts += ["full bias correction"] if self.full_bias else []
+        parts += (
+            [f"SmoothQuant {self.smooth:g}" if self.smooth >= 0 else "no SmoothQuant"]
+            if self.smooth is not None
+            else []
+        )
+        parts += ["asymmetric activations"] if self.asymmetric else []
         parts += [f"{len(self.islands)} layers in float"] if self.islands else []
         return "".join(f", {part}" for part in parts)
 

@@ -11,8 +11,9 @@ import numpy as np
 from torch import nn
 
 from distilledge.pipeline.recipe_compress import RungName
-from distilledge.targets.base import Deployable, Inputs, Precision, Target
+from distilledge.targets.base import AnyDeployable, Inputs, Precision, Target
 from distilledge.targets.ondevice.preprocess import InputSpec
+from distilledge.targets.ondevice.text import TextSpec, pad
 from distilledge.targets.ranges import RANGES, Observed, Range, observe
 from distilledge.targets.scheme import PLAIN, LayerError, Scheme
 
@@ -40,7 +41,7 @@ class Bench:
     """One student in one runtime, and what several rungs need of it, each made once and when it is first asked for."""
 
     def __init__(
-        self, target: Target, model: nn.Module, fp32: Path, deployable: Deployable, calibration: Sequence[Inputs]
+        self, target: Target, model: nn.Module, fp32: Path, deployable: AnyDeployable, calibration: Sequence[Inputs]
     ) -> None:
         self.target, self.model, self.fp32, self.deployable = target, model, fp32, deployable
         self.calibration = calibration
@@ -64,12 +65,20 @@ class Bench:
         return self.observed(self.fp32)
 
     def observed(self, fp32: Path) -> dict[str, Observed]:
-        return observe(lambda rows: self.target.tensors(fp32, rows, optimise=False), self.calibration)
+        return observe(lambda rows: self.target.tensors(fp32, rows, optimise=False), self.fed)
+
+    @cached_property
+    def fed(self) -> list[Inputs]:
+        """The calibration rows as the file takes them; of texts the shortest first, so that equal lengths follow."""
+        if self.deployable.input_spec.get("kind") != "text":
+            return list(self.calibration)
+        spec = TextSpec.from_dict(self.deployable.input_spec)
+        return sorted((pad(row[0], spec)[None] for row in self.calibration), key=len_of)
 
     @cached_property
     def layers(self) -> tuple[LayerError, ...]:
         """The plain file's layers, worst first."""
-        rows = np.concatenate(spread(self.calibration, LAYER_ROWS))
+        rows = spread(self.fed, LAYER_ROWS)
         return self.target.layer_errors(self.fp32, self.deployable, calibration=self.calibration, rows=rows)
 
     def corrected(self, islands: tuple[int, ...] = ()) -> Path:
@@ -85,6 +94,10 @@ class Bench:
             model = bias_corrected(self.model, pictures, islands)
             self._corrected[islands] = self.target.export(model, self.deployable, folder)
         return self._corrected[islands]
+
+
+def len_of(row: Inputs) -> int:
+    return int(row.shape[1])
 
 
 def spread(rows: Sequence[A], count: int) -> list[A]:
