@@ -33,9 +33,9 @@ def ranges(bench: Bench) -> Iterator[Attempt]:
     Not in LiteRT: its tensors are others for each length, and dynamic int8 has no ranges.
     """
     if bench.target.NAME == "openvino":
-        yield Attempt("ranges", bench.fp32, Scheme(asymmetric=True))
         for alpha in SMOOTH:
             yield Attempt("ranges", bench.fp32, Scheme(smooth=alpha))
+        yield Attempt("ranges", bench.fp32, Scheme(asymmetric=True))
     if bench.target.NAME == "onnx":
         for name in ("percentile", "MSE"):
             yield Attempt("ranges", bench.fp32, Scheme(ranges=estimated(bench.seen, name), ranges_name=name))
