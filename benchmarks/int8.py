@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="write the recorded table into the page and stop")
     options = parser.parse_args()
     if options.markdown:
-        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), markdown(recorded(options.out))), encoding="utf-8")
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), recorded(options.out)), encoding="utf-8")
         return
     if "DISTILLEDGE_SHARED" not in os.environ:
         sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
@@ -128,11 +128,11 @@ def bars(rows: list[common.Row]) -> list[common.Row]:
     return found
 
 
-def filled(page: str, table: str, name: str = "table") -> str:
-    """The page with a table between its markers."""
-    head, _, rest = page.partition(f"<!-- {name} -->")
-    tail = rest.partition(f"<!-- /{name} -->")[2]
-    return f"{head}<!-- {name} -->\n{table}\n<!-- /{name} -->{tail}"
+def filled(page: str, results: common.Row) -> str:
+    """The page with the table between its markers."""
+    head, _, rest = page.partition("<!-- table -->")
+    tail = rest.partition("<!-- /table -->")[2]
+    return f"{head}<!-- table -->\n{markdown(results)}\n<!-- /table -->{tail}"
 
 
 def markdown(results: common.Row) -> str:

@@ -25,8 +25,10 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import common
+import images
 import int8
 import numpy as np
+import text_recipes
 from tools_made import TOOLS, Case, Part, SkippedError, Tool, environments
 
 from distilledge.models.errors import DistilledgeError
@@ -55,7 +57,7 @@ PLAIN, LADDER = "ours, plain", "ours, ladder"
 MAX_RATIO = 1.03
 SAMPLES, LAUNCHES = 1024, 4
 UNTIMED = 100
-"""``compress.max_slowdown`` with --accuracy-only: the ladder refuses no int8 for what other programs make of its time."""
+"""``compress.max_slowdown`` with --accuracy-only: what other programs make of its time refuses no int8."""
 PACKAGES = (*int8.PACKAGES, "transformers", "litert-torch")
 NOTE = "Tools are called as their own pages say; every file is scored and timed by the same code, paired on test"
 
@@ -79,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.markdown:
         page, results = int8.PAGE.read_text(encoding="utf-8"), json.loads((options.out / "tools.json").read_text())
-        int8.PAGE.write_text(int8.filled(page, markdown(results["rows"]), "tools"), encoding="utf-8")
+        int8.PAGE.write_text(filled(page, results), encoding="utf-8")
         return
     if "DISTILLEDGE_SHARED" not in os.environ:
         sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
@@ -291,6 +293,12 @@ def bars(rows: list[common.Row]) -> list[common.Row]:
             fastest = min(r["p50_ratio"] for r in sound)
             found.append(common.bar(f"{name}: p50 over the fastest tool's", ladder["p50_ratio"] / fastest, MAX_RATIO))
     return found
+
+
+def filled(page: str, results: common.Row) -> str:
+    """The page with both tables between their markers."""
+    page = images.between(page, "tools", markdown(results["rows"]))
+    return images.between(page, "tools bars", text_recipes.bars_markdown(results["bars"]))
 
 
 def markdown(rows: list[common.Row]) -> str:
