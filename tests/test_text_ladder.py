@@ -22,7 +22,7 @@ from distilledge.models.errors import UsageError
 from distilledge.pipeline.compress.climb import choose
 from distilledge.pipeline.compress.judge import Ground
 from distilledge.pipeline.compress.ladder import RUNGS, Bench
-from distilledge.pipeline.compress.ladder_text import FASTEST_FIRST, TEXT_RUNGS
+from distilledge.pipeline.compress.ladder_text import FASTEST_FIRST, ISLANDS, TEXT_RUNGS
 from distilledge.pipeline.compress.ledger import Tried
 from distilledge.pipeline.compress.stage import Climb, Student, climb_runtime, unleaked
 from distilledge.pipeline.export import finished
@@ -180,34 +180,34 @@ def student(runtime: str, task: str, folder: Path) -> tuple[Student, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("runtime", "task"),
-    [("onnx", "token-classification"), ("openvino", "question-answering"), ("tflite", "text-classification")],
+    ("runtime", "task", "rungs"),
+    [
+        ("onnx", "token-classification", ("ptq", "ranges", "islands", "w8")),
+        ("openvino", "question-answering", ("ptq", "ranges", "islands")),
+        ("tflite", "text-classification", ("ptq", "islands")),
+    ],
 )
-def test_every_rung_makes_a_file_that_answers(runtime: str, task: str, tmp_path: Path) -> None:
+def test_every_rung_makes_a_file_that_answers(runtime: str, task: str, rungs: tuple[str, ...], tmp_path: Path) -> None:
     one, _ = student(runtime, task, tmp_path)
     rows, labels = made_rows(task, 40)
     given = [s._replace(label=label) for s, label in zip(samples(40), labels, strict=True)]
     texts = [{"text": r.text if isinstance(r.text, str) else list(r.text), "context": r.context} for r in rows]
     calibration, inputs = Samples(tuple(texts[:20]), text=True), Samples(tuple(texts[20:]), text=True)
-    rungs: Any = ("ptq", "ranges", "islands", "w8")
     recipe = Recipe.model_validate({"name": "a", "task": task, "compress": {"climb": True, "rungs": rungs}})
     too_small = Budget(max_size_mb=1e-6)  # so that every rung is tried, and none is timed
     ground = Ground(recipe, too_small, LocalDevice(), given[20:], inputs, rows[20:])
     (out := tmp_path / "out").mkdir()
     taken, ledger = climb_runtime(one, Climb(ground, given[:20], calibration, given[20:]), out)
-    names = {(t.rung, t.precision) for t in ledger.tried}
-    assert {("ptq", p) for p in FASTEST_FIRST[one.target.NAME]} <= names
-    assert {("islands", FASTEST_FIRST[one.target.NAME][0]), ("w8", "w8"), ("w8", "fp16")} <= names
+    fastest = FASTEST_FIRST[one.target.NAME]
+    assert tuple(t.precision for t in ledger.tried if t.rung == "ptq") == fastest
+    assert {t.rung for t in ledger.tried} == set(rungs)
+    islands = [t for t in ledger.tried if t.rung == "islands"]
+    assert [(len(t.islands), t.precision) for t in islands] == [(n, fastest[0]) for n in ISLANDS]
+    assert all(t.recipe.endswith(f"{len(t.islands)} layers in float") for t in islands)
     assert len({t.recipe for t in ledger.tried}) == len(ledger.tried)
     assert ledger.outcome == "fails"
-    for found in ledger.tried:
-        assert found.agreement >= (0.9 if task == "text-classification" else 0.5), found.recipe
-    plain, fp16 = ledger.tried[0], ledger.tried[-1]
-    assert plain.size_mb < fp16.size_mb
-    assert fp16.agreement >= plain.agreement
-    islands = [t.size_mb for t in ledger.tried if t.rung == "islands"]
-    assert islands == sorted(islands)
-    assert islands[0] > plain.size_mb
+    assert min(t.agreement for t in ledger.tried) >= 0.4
+    assert max(t.agreement for t in ledger.tried) >= 0.8
     assert len(ledger.layers) >= 13
     assert ledger.layers[0].sqnr_db <= ledger.layers[-1].sqnr_db < 200
     assert taken.files[-1] == "tokenizer.json"
