@@ -1,7 +1,8 @@
 """Ours beside the tools a user would pick instead: same checkpoint, same calibration data, one run.
 
     python benchmarks/tools.py --environments DIR     also Olive and optimum-intel, in environments made in DIR
-    python benchmarks/tools.py --accuracy-only        no time is recorded or decides: for a busy machine
+    python benchmarks/tools.py --accuracy-only        no time is recorded: for a busy machine, where also
+                                                      --set compress.max_slowdown=100, so that none decides
     python benchmarks/tools.py --markdown             the recorded results into docs/int8.md, nothing is run
     python benchmarks/tools.py --quick                one student, labelled so
 
@@ -56,8 +57,6 @@ STUDENTS = ("x-sdd-tiny", "magnetic-tile-tiny", "x-sdd-lite0", "trec-tiny")
 PLAIN, LADDER = "ours, plain", "ours, ladder"
 MAX_RATIO = 1.03
 SAMPLES, LAUNCHES = 1024, 4
-UNTIMED = 100
-"""``compress.max_slowdown`` with --accuracy-only: what other programs make of its time refuses no int8."""
 PACKAGES = (*int8.PACKAGES, "transformers", "litert-torch")
 NOTE = "Tools are called as their own pages say; every file is scored and timed by the same code, paired on test"
 
@@ -74,7 +73,9 @@ def main() -> None:
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
     parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=STUDENTS)
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="of the recipes of texts")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="of recipes; teacher.*: of texts"
+    )
     parser.add_argument("--environments", type=Path, help="folder of the environments of Olive and optimum-intel")
     parser.add_argument("--accuracy-only", action="store_true")
     parser.add_argument("--markdown", action="store_true", help="write the recorded table into the page and stop")
@@ -96,8 +97,8 @@ def main() -> None:
 
 def of(name: str, options: argparse.Namespace) -> Iterator[common.Row]:
     """Rows of one student in every runtime."""
-    overrides = list(options.set) if name.startswith("trec") else []
-    overrides += [f"compress.max_slowdown={UNTIMED}"] if options.accuracy_only else []
+    texts = name in int8.TEXTS
+    overrides = [change for change in options.set if texts or not change.startswith("teacher.")]
     plain, climbed = (chain_of(name, options.work, [*overrides, f"compress.climb={c}"]) for c in ("false", "true"))
     for export in plain.exports():
         if export.value.role != "student":
