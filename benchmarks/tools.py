@@ -103,14 +103,14 @@ def of(name: str, options: argparse.Namespace) -> Iterator[common.Row]:
     for export in plain.exports():
         if export.value.role != "student":
             continue
-        case = case_of(plain, export, options.environments)
+        case = case_of(plain, export, options)
         ladder = next(e for e in climbed.exports() if (e.value.role, e.value.runtime) == ("student", case.target.NAME))
         made = [ours(case, export), ours(case, ladder, ladder=True)]
         problems: dict[str, str] = {}
         for tool, by in TOOLS[case.target.NAME].items():
             if case.recipe.is_text in by.texts:
                 try:
-                    made.append(theirs(case, tool, by, options.work / "tools" / name))
+                    made.append(theirs(case, tool, by))
                 except SkippedError as reason:
                     problems[tool] = f"skipped: {reason}"
                 except Exception as error:  # another tool's, which is a result: it stands in its row
@@ -132,7 +132,7 @@ def chain_of(name: str, work: Path, overrides: list[str]) -> Chain:
     return chain
 
 
-def case_of(chain: Chain, export: Stored[ExportResult], apart: Path | None) -> Case:
+def case_of(chain: Chain, export: Stored[ExportResult], options: argparse.Namespace) -> Case:
     target = get(export.value.runtime)
     trained = chain.done["student"]
     fp32 = next(file for file in export.value.files if file.precision == "fp32")
@@ -156,7 +156,8 @@ def case_of(chain: Chain, export: Stored[ExportResult], apart: Path | None) -> C
         validated=[array[None] for array in validated],
         test=part_of(chain, "test"),
         encoder=encoder_of(fp32, export.path),
-        environments=apart.absolute() if apart else None,
+        environments=options.environments.absolute() if options.environments else None,
+        folder=(options.work / "tools" / chain.recipe.name / f"{target.NAME}-{fp32.sha256[0][:12]}").absolute(),
     )
 
 
@@ -179,10 +180,10 @@ def ours(case: Case, export: Stored[ExportResult], *, ladder: bool = False) -> M
     return Made(PLAIN, export.path, file, file.recipe, file.seconds)
 
 
-def theirs(case: Case, tool: str, by: Tool, work: Path) -> Made:
-    """Made once; the folder is named by the fp32 file that it is made from."""
+def theirs(case: Case, tool: str, by: Tool) -> Made:
+    """Made once."""
     slug = "".join(c if c.isalnum() else "-" for c in tool)
-    folder = (work / f"{case.target.NAME}-{case.fp32.sha256[0][:12]}" / slug).absolute()
+    folder = case.folder / slug
     record = folder / "made.json"
     if record.exists():
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -229,9 +230,14 @@ def table_rows(case: Case, made: list[Made], problems: dict[str, str], *, timed:
 
 
 def answered(case: Case, candidate: Candidate) -> Outcomes:
-    with TemporaryDirectory(prefix="distilledge-tools-") as folder:
-        made = score(candidate, LocalDevice(), inputs=case.test.inputs, out=Path(folder))
-        return case.judged(case.test, np.load(Path(folder) / made.logits))
+    """Scored once for each file, by its content."""
+    kept = case.folder / f"{candidate.exported.sha256[0][:16]}.npy"
+    if not kept.exists():
+        with TemporaryDirectory(prefix="distilledge-tools-") as folder:
+            made = score(candidate, LocalDevice(), inputs=case.test.inputs, out=Path(folder))
+            shutil.copyfile(Path(folder) / made.logits, kept.with_suffix(".tmp"))
+        kept.with_suffix(".tmp").replace(kept)
+    return case.judged(case.test, np.load(kept))
 
 
 def judged(case: Case, fp32: Outcomes, ladder: Outcomes, one: Outcomes) -> common.Row:

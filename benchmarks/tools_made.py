@@ -58,6 +58,8 @@ class Case(NamedTuple):
     test: Part
     encoder: TextEncoder | None
     environments: Path | None
+    folder: Path
+    """Of what the tools make, named by the fp32 file."""
 
     @property
     def source(self) -> Path:
