@@ -231,6 +231,7 @@ def table_rows(case: Case, made: list[Made], problems: dict[str, str], *, timed:
 
 def answered(case: Case, candidate: Candidate) -> Outcomes:
     """Scored once for each file, by its content."""
+    case.folder.mkdir(parents=True, exist_ok=True)
     kept = case.folder / f"{candidate.exported.sha256[0][:16]}.npy"
     if not kept.exists():
         with TemporaryDirectory(prefix="distilledge-tools-") as folder:
