@@ -1,6 +1,7 @@
-"""Static int8 on the real image sets: each student's fp32 file, its plain int8, and what the ladder ships, per runtime.
+"""int8 on real data: each student's fp32 file, its plain int8, and what the ladder ships, per runtime.
 
     python benchmarks/int8.py                 all recipes; what is in the store of --work is not redone
+    python benchmarks/int8.py --encoder DIR   the teacher of texts is read there, not fetched
     python benchmarks/int8.py --markdown      the recorded results into docs/int8.md, nothing is run
     python benchmarks/int8.py --quick         one recipe under its smoke block, labelled so
 
@@ -19,17 +20,20 @@ from pathlib import Path
 
 import common
 
-RECIPES = ("x-sdd-tiny", "magnetic-tile-tiny", "x-sdd-lite0", "cifar10-lite0", "magnetic-tile-lite0")
+TEXTS = ("trec-tiny", "trec-distil")
+RECIPES = ("x-sdd-tiny", "magnetic-tile-tiny", "x-sdd-lite0", "cifar10-lite0", "magnetic-tile-lite0", *TEXTS)
 PAGE = Path(__file__).parents[1] / "docs" / "int8.md"
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer")
 MAX_DROP, MAX_SIZE = 0.5, 0.3
-"""Points of the shipped file below its own fp32, and its share of that file's size, where it is static int8."""
+"""Points of the shipped file below its own fp32, and its share of that file's size, where it computes in int8."""
+INT8 = ("w8a8", "w8dyn")
 
 
 def main() -> None:
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
+    parser.add_argument("--encoder", type=Path, help="directory of all-MiniLM-L6-v2")
     parser.add_argument("--markdown", action="store_true", help="write the recorded table into the page and stop")
     options = parser.parse_args()
     if options.markdown:
@@ -58,6 +62,8 @@ def report(name: str, options: argparse.Namespace, *, climb: bool) -> common.Row
     """Run one recipe through the command line; its report.json."""
     command = [sys.executable, "-m", "distilledge.pipeline.cli", "run", name, "--work", str(options.work), "--json"]
     command += ["--set", f"compress.climb={str(climb).lower()}", "--set", "gate.on_fail=report"]
+    if name in TEXTS and options.encoder is not None:
+        command += ["--set", f"teacher.weights={options.encoder.absolute()}"]
     done = subprocess.run([*command, *(["--smoke"] if options.quick else [])], stdout=subprocess.PIPE, text=True)
     content: common.Row = json.loads(done.stdout or "{}").get("report")
     if not content:
@@ -69,27 +75,31 @@ def table_rows(recipe: str, plain: common.Row, climbed: common.Row) -> list[comm
     ledgers = dict(climbed["ledgers"])
     rows = []
     for runtime, ledger in ledgers.items():
-        fp32, naive = (student(plain, runtime, precision) for precision in ("fp32", "w8a8"))
+        fp32 = student(plain, runtime, "fp32")
+        naive = next(found for p in INT8 if (found := student(plain, runtime, p)))
         taken = ledger["tried"][ledger["taken"]]
         ladder = student(climbed, runtime, taken["precision"])
         float_file = student(climbed, runtime, "fp32")
         common_part = {"recipe": recipe, "model": fp32["model"], "runtime": runtime, "pictures": plain["pictures"]}
         rows.append({**common_part, "file": "fp32", **figures(fp32, fp32), "rung": None, "rungs": 0, "agreement": 1.0})
-        first = ledger["tried"][0]["agreement"]
         rows.append({**common_part, "file": "plain int8", **figures(naive, fp32), "rung": "ptq", "rungs": 1})
-        rows[-1]["agreement"] = first
+        rows[-1] |= {"precision": naive["precision"], "agreement": agreement(ledger, naive["precision"])}
         shipped = {"rung": taken["rung"], "rungs": len(ledger["tried"]), "agreement": taken["agreement"]}
         rows.append({**common_part, "file": "ladder", **figures(ladder, float_file), **shipped})
         rows[-1] |= {"precision": taken["precision"], "outcome": ledger["outcome"], "how": taken["recipe"]}
     return rows
 
 
+def agreement(ledger: common.Row, precision: str) -> float | None:
+    """Of the plain file, where the ladder tried it too: of texts it may begin with another precision."""
+    found = (t["agreement"] for t in ledger["tried"] if (t["rung"], t["precision"]) == ("ptq", precision))
+    return next(found, None)
+
+
 def student(content: common.Row, runtime: str, precision: str) -> common.Row:
-    found = (
-        f for f in content["files"] if (f["role"], f["runtime"], f["precision"]) == ("student", runtime, precision)
-    )
-    one: common.Row = next(found)
-    return one
+    """Empty where there is none."""
+    wanted = ("student", runtime, precision)
+    return next((f for f in content["files"] if (f["role"], f["runtime"], f["precision"]) == wanted), {})
 
 
 def figures(file: common.Row, fp32: common.Row) -> common.Row:
@@ -113,7 +123,7 @@ def bars(rows: list[common.Row]) -> list[common.Row]:
     for row in (r for r in rows if r["file"] == "ladder"):
         where = f"{row['recipe']} {row['runtime']}"
         found.append(common.bar(f"{where}: shipped file below fp32, points", row["drop_fp32"] or 0.0, MAX_DROP))
-        if row["precision"] == "w8a8":
+        if row["precision"] in INT8:
             found.append(common.bar(f"{where}: share of fp32's size", row["size_share"], MAX_SIZE))
     return found
 
@@ -133,7 +143,8 @@ def markdown(results: common.Row) -> str:
     for row in results["rows"]:
         shipped = row["file"] + (f" ({row['precision']})" if row["file"] == "ladder" else "")
         cells = [row["recipe"], row["runtime"], shipped, row["rung"] or "-"]
-        cells += [interval(row, "value", 1), interval(row, "drop_fp32", 2), f"{100 * row['agreement']:.1f}"]
+        cells += [interval(row, "value", 1), interval(row, "drop_fp32", 2)]
+        cells += ["-" if row["agreement"] is None else f"{100 * row['agreement']:.1f}"]
         cells += [f"{row['p50_ratio']:.2f}", f"{row['size_share']:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -285,7 +285,7 @@ def _climb(chain: Chain, step: Step) -> Iterator[Climb | None]:
     given, validation = chain.calibration(), chain.inputs("validation")
     held_out = [*validation[0], *chain.samples("test")]
     with opened(chain.recipe.measure.device) as device:
-        ground = Ground(chain.recipe, budget, device, validation[0], samples_of(*validation))
+        ground = Ground(chain.recipe, budget, device, validation[0], samples_of(*validation), validation[2])
         train = chain.inputs("train")
         spare = (train[0], samples_of(*train))
         yield Climb(ground, given[0], samples_of(*given), held_out, spare, chain.ask)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from distilledge.models.heads import Heads
 from distilledge.pipeline import checkpoint as checkpoints
+from distilledge.pipeline.recipe_compress import chosen
 from distilledge.pipeline.record import Checkpoint, ExportResult, Role
 from distilledge.pipeline.step_packages import RUNTIME_PACKAGES, package_versions
 from distilledge.targets import get
@@ -41,7 +42,7 @@ def export(
     ``calibration``: used by static precisions only. ``saturates``: of the CPU that the files are for, see
     ``targets.saturation``. The tokenizer of a text model is copied beside. Raises ``MissingPackageError`` for a missing
     package or a converter that crashed, ``RejectedError`` for a model that the target cannot express. ``climb``: the
-    quantization ladder chooses the w8a8 file, or a float one in its place.
+    quantization ladder chooses the w8a8 file (of texts w8a8 or w8dyn), or a float one in its place.
     """
     target = get(runtime)
     model = checkpoints.load(checkpoint, directory)
@@ -53,7 +54,9 @@ def export(
     read = reader(deployable.input_spec, out)
     ledger = None
     for precision in (p for p in precisions if p != "fp32"):
-        if precision == "w8a8" and climb is not None and isinstance(deployable, Deployable):
+        if climb is not None and precision in chosen(text=isinstance(deployable, TextDeployable)):
+            if ledger is not None:
+                continue
             from distilledge.pipeline.compress.stage import Student, climb_runtime
 
             student = Student(target, model, deployable, made[0], out)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from distilledge.models.clip_prompts import is_clip
 from distilledge.models.errors import UsageError
 from distilledge.pipeline.recipe import METRICS, Input, Recipe, Student, Teacher, Training
+from distilledge.pipeline.recipe_compress import chosen
 from distilledge.pipeline.recipe_domain import domain, pictures_before
 from distilledge.pipeline.recipe_multitask import check_multitask
 from distilledge.pipeline.recipe_shots import clip_contradictions, head_contradictions
@@ -207,10 +208,11 @@ def _compress(recipe: Recipe) -> Found:
         if recipe.compress.qat is not None and "qat" in recipe.compress.model_fields_set:
             yield "compress.qat without compress.climb", "set compress.climb: true"
         return
-    if recipe.is_text:
-        yield "compress.climb is for pictures", "set compress.climb: false"
-    if not any("w8a8" in target.precisions for target in recipe.export.targets):
-        yield "compress.climb without a target in w8a8", "add w8a8 to export.targets"
+    wanted = chosen(text=recipe.is_text)
+    if not any(set(wanted) & set(target.precisions) for target in recipe.export.targets):
+        yield f"compress.climb without a target in {' or '.join(wanted)}", f"add {wanted[-1]} to export.targets"
+    if recipe.is_text and recipe.compress.rungs and {"ptq", "w8"}.isdisjoint(recipe.compress.rungs):
+        yield "compress.rungs: of texts LiteRT has neither ranges nor biases to mend", "add ptq"
     if not recipe.compress.rungs:
         yield "compress.rungs is empty", "name at least one, such as ptq"
 

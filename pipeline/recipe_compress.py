@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from distilledge.models.base import Value
 from distilledge.pipeline.recipe_data import Count, Fraction, Positive
+from distilledge.targets.base import Precision
 
 RungName = Literal["ptq", "calibration", "ranges", "equalise", "bias", "islands", "qat", "w8a16", "w8"]
 
@@ -32,13 +33,14 @@ class Compress(Value):
     """The quantization ladder. Without it each runtime's plain static int8 is shipped, whatever it costs."""
 
     climb: bool = False
-    """Climb ``rungs`` for each runtime's w8a8 file until the student's budget holds on the validation pictures."""
+    """Climb ``rungs`` for each runtime's w8a8 file, of texts also its w8dyn, until the student's budget holds on the
+    validation split. Of texts one file is made in place of both: the ladder chooses between static and dynamic int8."""
     rungs: tuple[RungName, ...] = ("ptq", "calibration", "ranges", "equalise", "bias", "islands", "w8a16", "w8")
-    """In this order. ``ptq``: plain static int8. ``calibration``: other numbers of pictures, where ranges depend on
-    them. ``ranges``: percentile, MSE and entropy ranges. ``equalise``: channels rescaled across layers, biases
-    corrected. ``bias``: bias correction. ``islands``: the 2, 4 and 8 worst layers stay float. ``qat``: distilled on
-    in fake int8, where ``compress.qat`` is given, which adds it behind ``islands``. ``w8a16``: 16-bit activations.
-    ``w8``: int8 weights only, then float16."""
+    """In this order. ``ptq``: plain static int8, of texts dynamic too. ``calibration``: other numbers of pictures,
+    where ranges depend on them. ``ranges``: percentile, MSE and entropy ranges, SmoothQuant. ``equalise``: channels
+    rescaled across layers, biases corrected. ``bias``: bias correction. ``islands``: the worst layers stay float.
+    ``qat``: distilled on in fake int8, where ``compress.qat`` is given, which adds it behind ``islands``. ``w8a16``:
+    16-bit activations. ``w8``: int8 weights only, then float16. Texts leave out what is of pictures only."""
     qat: Qat | None = None
     """Adds the rung ``qat``, which trains, and only where the rungs before it did not settle a budget."""
     samples: Count | None = None
@@ -58,3 +60,8 @@ class Compress(Value):
             at = min(later, default=len(self.rungs))
             object.__setattr__(self, "rungs", (*self.rungs[:at], "qat", *self.rungs[at:]))
         return self
+
+
+def chosen(*, text: bool) -> tuple[Precision, ...]:
+    """Precisions of a runtime that the ladder makes one file in place of."""
+    return ("w8a8", "w8dyn") if text else ("w8a8",)

@@ -14,6 +14,7 @@ from distilledge.pipeline.data.content import content_hash, label_inputs, target
 from distilledge.pipeline.data.listing import expand
 from distilledge.pipeline.previous_place import previous_place
 from distilledge.pipeline.recipe import ExportTarget, Measure, Recipe, Student, Teacher, Units
+from distilledge.pipeline.recipe_compress import chosen
 from distilledge.pipeline.recipe_multitask import gate_inputs, multitask_inputs, without_tasks
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.reshape import RESHAPE, pruned, surgery_inputs
@@ -287,12 +288,14 @@ def _export(
 
 def climbs(recipe: Recipe, trained: str, precisions: Sequence[str]) -> bool:
     """Whether the quantization ladder chooses a file of this model."""
-    return recipe.compress.climb and trained == "student" and "w8a8" in precisions
+    wanted = chosen(text=recipe.is_text)
+    return recipe.compress.climb and trained == "student" and not set(wanted).isdisjoint(precisions)
 
 
 def _compress_inputs(recipe: Recipe, runtime: RuntimeName, device_card: dict[str, Any]) -> dict[str, Any]:
     """What decides on a rung: limits, metric, and the device that it is timed on."""
-    measured = recipe.measure.model_dump(mode="json", include={"threads", "warmup"})
+    lengths = {"lengths"} if recipe.is_text and recipe.measure.lengths else set()
+    measured = recipe.measure.model_dump(mode="json", include={"threads", "warmup", *lengths})
     budget = recipe.budget_of(runtime).model_dump(mode="json", exclude={"max_drop_points"})
     settings = recipe.compress.model_dump(mode="json", exclude={"climb", "qat"})
     decided = {"metric": recipe.metric, "seed": recipe.seed, "budget": budget, "measure": measured}

@@ -122,7 +122,7 @@ class Target(Protocol):
     ) -> tuple[Path, str]:
         """Make ``precision`` from the fp32 file; return the file and the recipe in words.
 
-        ``scheme``: of ``w8a8`` only.
+        ``scheme``: of ``w8a8``; of ``w8dyn`` its islands, and in OpenVINO nothing.
 
         ``calibration``: uint8 arrays (1, H, W, 3) or int32 (1, L), already preprocessed, not padded; empty unless the
         precision is static.
@@ -150,9 +150,12 @@ class Target(Protocol):
         """Layers with constant weights, in graph order."""
 
     def layer_errors(
-        self, fp32: Path, deployable: AnyDeployable, *, calibration: Sequence[Inputs], rows: Inputs
+        self, fp32: Path, deployable: AnyDeployable, *, calibration: Sequence[Inputs], rows: Sequence[Inputs]
     ) -> tuple[LayerError, ...]:
-        """The error at the output (``rows``: uint8 (N, H, W, 3)) with one layer only in static int8, worst first."""
+        """The error at the output with one layer only in static int8, worst first.
+
+        ``rows``: uint8 (1, H, W, 3), or int32 (1, L) of lengths that the file takes.
+        """
 
 
 class Measurement(Value):

@@ -81,7 +81,7 @@ def compress(
             case "fp16":
                 return path, half_weights(fp32, path)
             case "w8dyn":
-                return path, dynamic_int8(fp32, path, saturates=deployable.saturates)
+                return path, dynamic_int8(fp32, path, saturates=deployable.saturates, scheme=scheme)
             case "w8a8":
                 return path, static_int8(fp32, path, calibration, saturates=deployable.saturates, scheme=scheme)
             case "w8a16":
@@ -178,7 +178,7 @@ def layer_errors(
     deployable: AnyDeployable,  # noqa: ARG001 (one call for all targets)
     *,
     calibration: Sequence[Inputs],
-    rows: Inputs,
+    rows: Sequence[Inputs],
 ) -> tuple[LayerError, ...]:
     """See ``Target.layer_errors``."""
     from distilledge.targets import onnx_layers

@@ -17,13 +17,13 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from distilledge.targets.base import FloatArray, Inputs
 from distilledge.targets.onnx import session, tensors
 from distilledge.targets.onnx_quantize import WITH_WEIGHTS, normalisation
-from distilledge.targets.ranges import Range, layer_error, minmax, observe
+from distilledge.targets.ranges import Range, by_token, layer_error, minmax, observe
 from distilledge.targets.scheme import LayerError
 
 MOVES = {"QuantizeLinear", "DequantizeLinear"}
 
 
-def layer_errors(fp32: Path, calibration: Sequence[Inputs], rows: Inputs) -> tuple[LayerError, ...]:
+def layer_errors(fp32: Path, calibration: Sequence[Inputs], rows: Sequence[Inputs]) -> tuple[LayerError, ...]:
     """See ``Target.layer_errors``: each node with weights alone, its input, weights and bias in U8S8, MinMax ranges.
 
     A layer is named by its result: exporters number nodes anew each time.
@@ -86,10 +86,11 @@ def alone(proto: onnx.ModelProto, name: str, ranges: Mapping[str, Range]) -> onn
     return made
 
 
-def answers(proto: onnx.ModelProto, rows: Inputs) -> FloatArray:
+def answers(proto: onnx.ModelProto, rows: Sequence[Inputs]) -> FloatArray:
+    """(all rows, or all their tokens, K)."""
     run = session(proto.SerializeToString())
     source = run.get_inputs()[0].name
-    return np.concatenate([run.run(None, {source: rows[i : i + 1]})[0] for i in range(len(rows))])
+    return np.concatenate([by_token(run.run(None, {source: row})[0]) for row in rows])
 
 
 def conversions(optimised: onnx.GraphProto) -> int:

@@ -184,7 +184,7 @@ def normalisation(graph: onnx.GraphProto) -> Iterator[str]:
         tensor = users[0].output[0]
 
 
-def dynamic_int8(fp32: Path, path: Path, *, saturates: bool = False) -> str:
+def dynamic_int8(fp32: Path, path: Path, *, saturates: bool = False, scheme: Scheme = PLAIN) -> str:
     """int8 weights, activation ranges at run time, of MatMul and Gemm: ConvInteger is slower than float. Of text models
     the embedding too.
 
@@ -194,16 +194,19 @@ def dynamic_int8(fp32: Path, path: Path, *, saturates: bool = False) -> str:
     with TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
-        scope = ["MatMul", "Gemm", *(EMBEDDING if takes_text(onnx.load(prepared).graph) else ())]
+        graph = onnx.load(prepared).graph
+        scope = ["MatMul", "Gemm", *(EMBEDDING if takes_text(graph) else ())]
         quantize_dynamic(
             str(prepared),
             str(path),
             op_types_to_quantize=scope,
+            nodes_to_exclude=list(widened(graph, scheme.islands)),
             per_channel=True,
             weight_type=QuantType.QUInt8 if saturates else QuantType.QInt8,
         )
     onnx.save(without_marks(onnx.load(path)), path)
-    return f"dynamic int8 of {', '.join(scope)}, weights per channel" + (", unsigned" if saturates else "")
+    unsigned = ", unsigned" if saturates else ""
+    return f"dynamic int8 of {', '.join(scope)}, weights per channel{unsigned}{scheme.words}"
 
 
 def int8_weights(fp32: Path, path: Path) -> str:

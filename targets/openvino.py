@@ -239,7 +239,7 @@ def layer_errors(
     deployable: AnyDeployable,  # noqa: ARG001 (one call for all targets)
     *,
     calibration: Sequence[Inputs],
-    rows: Inputs,
+    rows: Sequence[Inputs],
 ) -> tuple[LayerError, ...]:
     """See ``Target.layer_errors``."""
     with converting(f"layers of {fp32.name}"):

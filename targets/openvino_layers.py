@@ -11,17 +11,20 @@ from openvino import opset13 as ops
 from distilledge.targets.base import FloatArray, Inputs
 from distilledge.targets.openvino import compiled, fed_by_constants
 from distilledge.targets.openvino_quantize import is_constant, quantize
-from distilledge.targets.ranges import layer_error
-from distilledge.targets.scheme import LayerError
+from distilledge.targets.ranges import by_token, layer_error
+from distilledge.targets.scheme import LayerError, Scheme
 
 WITH_WEIGHTS = {"Convolution", "GroupConvolution", "MatMul"}
 PASSED = {"Pad", "Reshape", "Transpose", "MaxPool", "Squeeze", "Unsqueeze"}
 """Operations between a layer and the quantisation of its input."""
 
 
-def layer_errors(model: ov.Model, calibration: Sequence[Inputs], rows: Inputs) -> tuple[LayerError, ...]:
-    """See ``Target.layer_errors``; ``model``: the fp32 one. Biases are those that NNCF corrected, in all of them."""
-    quantized, _ = quantize(model.clone(), calibration)
+def layer_errors(model: ov.Model, calibration: Sequence[Inputs], rows: Sequence[Inputs]) -> tuple[LayerError, ...]:
+    """See ``Target.layer_errors``; ``model``: the fp32 one. Biases are those that NNCF corrected, in all of them.
+
+    Without SmoothQuant, which moves scales from activations into weights that are put back here.
+    """
+    quantized, _ = quantize(model.clone(), calibration, scheme=Scheme(smooth=-1.0))
     kinds = {o.friendly_name: o.get_type_name() for o in model.get_ordered_ops()}
     weights = {o.friendly_name: constant_of(o.input_value(1)) for o in layers(model)}
     reference = answers(alone(quantized, weights, ""), rows)
@@ -82,10 +85,11 @@ def quantiser_of(operation: ov.Node) -> str | None:
     return str(node.friendly_name) if node.get_type_name() == "FakeQuantize" else None
 
 
-def answers(model: ov.Model, rows: Inputs) -> FloatArray:
+def answers(model: ov.Model, rows: Sequence[Inputs]) -> FloatArray:
+    """(all rows, or all their tokens, K)."""
     run = compiled(model).create_infer_request()
     made = []
     for row in rows:
-        run.infer({0: row[None]})
-        made.append(run.get_output_tensor(0).data.copy())
+        run.infer({0: row})
+        made.append(by_token(run.get_output_tensor(0).data.copy()))
     return np.concatenate(made)

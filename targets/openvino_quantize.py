@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import nncf
 import numpy as np
 import openvino as ov
-from nncf.quantization.advanced_parameters import OverflowFix
+from nncf.quantization.advanced_parameters import AdvancedSmoothQuantParameters, OverflowFix
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 from openvino import opset13 as ops
 
@@ -37,7 +37,7 @@ def quantize(
     quantized = nncf.quantize(
         model,
         nncf.Dataset(list(pictures)),
-        preset=nncf.QuantizationPreset.PERFORMANCE,
+        preset=nncf.QuantizationPreset.MIXED if scheme.asymmetric else nncf.QuantizationPreset.PERFORMANCE,
         subset_size=len(pictures),
         model_type=nncf.ModelType.TRANSFORMER if attention else None,
         fast_bias_correction=not scheme.full_bias,
@@ -46,6 +46,7 @@ def quantize(
             overflow_fix=OverflowFix.DISABLE,
             disable_bias_correction=scheme.own_bias,
             activations_range_estimator_params=None if unbounded else RangeEstimatorParametersSet.MINMAX,
+            smooth_quant_alphas=smoothing(scheme),
         ),
     )
     (set_activations if scheme.whole else narrow_activations)(quantized, scheme.ranges)
@@ -54,6 +55,15 @@ def quantize(
     kind = (", TRANSFORMER" if attention else "") + (", mean MinMax" if unbounded else ", MinMax")
     bits = ", 7-bit activations" if saturates else ""
     return quantized, f"NNCF post-training, PERFORMANCE{kind}{bits}, {len(pictures)} samples{scheme.words}"
+
+
+def smoothing(scheme: Scheme) -> AdvancedSmoothQuantParameters:
+    """Xiao et al. 2022 (arXiv 2211.10438); NNCF applies it with the TRANSFORMER scheme only."""
+    return (
+        AdvancedSmoothQuantParameters()
+        if scheme.smooth is None
+        else AdvancedSmoothQuantParameters(matmul=scheme.smooth)
+    )
 
 
 def narrow_activations(model: ov.Model, ranges: dict[str, tuple[float, float]]) -> None:

@@ -6,6 +6,7 @@ The same numbers are given to every runtime's quantizer, so that a range means t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,15 +44,16 @@ class Observed(NamedTuple):
 
 
 def observe(tensors: Tensors, rows: Sequence[Inputs]) -> dict[str, Observed]:
-    """Run ``rows`` (each (1, ...)) through the float file, a few at a time by their size."""
+    """Run ``rows`` (each (1, ...)) through the float file, a few of one shape at a time by their size."""
     found: dict[str, list[tuple[Floats, Floats, FloatArray]]] = {}
     start, step = 0, 1
     while start < len(rows):
-        made = tensors(np.concatenate(rows[start : start + step]))
+        alike = list(takewhile(lambda row: row.shape == rows[start].shape, rows[start : start + step]))  # noqa: B023
+        made = tensors(np.concatenate(alike))
         for name, array in made.items():
             found.setdefault(name, []).append(_seen(array))
-        size = sum(array.nbytes for array in made.values()) // len(rows[start : start + step])
-        start, step = start + step, max(1, min(32, AT_ONCE // max(1, size)))
+        size = sum(array.nbytes for array in made.values()) // len(alike)
+        start, step = start + len(alike), max(1, min(32, AT_ONCE // max(1, size)))
     return {name: Observed(*(np.concatenate([p[k] for p in parts]) for k in range(3))) for name, parts in found.items()}
 
 
@@ -134,6 +136,11 @@ RANGES: dict[str, Callable[[Observed], Range]] = {
     "entropy": entropy,
 }
 """How a range is found from what was observed; the first is every runtime's own."""
+
+
+def by_token(logits: FloatArray) -> FloatArray:
+    """(1, K) as it is, (1, L, K) as (L, K)."""
+    return logits.reshape(-1, logits.shape[-1])
 
 
 def layer_error(name: str, kind: str, place: int, reference: FloatArray, logits: FloatArray) -> LayerError:

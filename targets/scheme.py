@@ -22,6 +22,10 @@ class Scheme(Value):
     """By what the channels of the fp32 file were equalised across layers; empty: they were not."""
     full_bias: bool = False
     """NNCF's layer-by-layer bias correction instead of its fast one; OpenVINO only."""
+    smooth: float | None = None
+    """SmoothQuant's alpha in NNCF's TRANSFORMER scheme, 0..1, -1: off; None: NNCF's own, 0.95. OpenVINO only."""
+    asymmetric: bool = False
+    """NNCF's MIXED preset: activations with a zero point of their own. OpenVINO only."""
 
     @property
     def words(self) -> str:
@@ -30,6 +34,12 @@ class Scheme(Value):
         parts += [f"equalised by {self.equalised}"] if self.equalised else []
         parts += ["bias correction"] if self.own_bias and not self.whole else []
         parts += ["full bias correction"] if self.full_bias else []
+        parts += (
+            [f"SmoothQuant {self.smooth:g}" if self.smooth >= 0 else "no SmoothQuant"]
+            if self.smooth is not None
+            else []
+        )
+        parts += ["asymmetric activations"] if self.asymmetric else []
         parts += [f"{len(self.islands)} layers in float"] if self.islands else []
         return "".join(f", {part}" for part in parts)
 

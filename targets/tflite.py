@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from distilledge.targets import tflite_file
 from distilledge.targets.base import AnyDeployable, FloatArray, Inputs, Precision, RuntimeName, TextDeployable
 from distilledge.targets.deployed import Named, converting, deployed, deployed_text, output_names
 from distilledge.targets.ondevice.session import LENGTH
@@ -206,9 +207,7 @@ def boundaries(path: Path) -> int:
 
 def layer_names(fp32: Path) -> tuple[str, ...]:
     """See ``Target.layer_names``."""
-    from distilledge.targets import tflite_layers
-
-    return tflite_layers.layer_names(read_graph(fp32))
+    return tflite_file.layer_names(read_graph(fp32))
 
 
 def layer_errors(
@@ -216,7 +215,7 @@ def layer_errors(
     deployable: AnyDeployable,  # noqa: ARG001 (one call for all targets)
     *,
     calibration: Sequence[Inputs],
-    rows: Inputs,
+    rows: Sequence[Inputs],
 ) -> tuple[LayerError, ...]:
     """See ``Target.layer_errors``."""
     with converting(f"layers of {fp32.name}"):

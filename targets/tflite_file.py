@@ -15,6 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from distilledge.targets.base import FloatArray
 
 DAMAGED = (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error)
+WITH_WEIGHTS = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
 OPERATION_NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
 
 
@@ -109,6 +110,21 @@ def read_graph(path: Path, subgraph: int = 0) -> Graph:
         outputs=outputs,
         buffer_bytes=sum(buffer_size(model.Buffers(i), len(content)) for i in range(model.BuffersLength())),
     )
+
+
+def read_graphs(path: Path) -> tuple[Graph, ...]:
+    """All subgraphs: of a text file one for each length, alike but for their shapes and the names of their tensors."""
+    many = schema.Model.GetRootAs(bytearray(path.read_bytes()), 0).SubgraphsLength()
+    return tuple(read_graph(path, number) for number in range(many))
+
+
+def layers(graph: Graph) -> list[Operation]:
+    return [operation for operation in graph.operations if operation.name in WITH_WEIGHTS]
+
+
+def layer_names(graph: Graph) -> tuple[str, ...]:
+    """See ``Target.layer_names``."""
+    return tuple(graph.tensors[operation.outputs[0]].name for operation in layers(graph))
 
 
 def operation_name(code: Any) -> tuple[str, bool]:

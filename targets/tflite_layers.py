@@ -16,40 +16,35 @@ from ai_edge_quantizer.qtyping import TFLOperationName
 from ai_edge_quantizer.recipe_manager import RecipeManager
 
 from distilledge.targets.base import FloatArray, Inputs
-from distilledge.targets.ranges import layer_error
+from distilledge.targets.ondevice.session import LENGTH
+from distilledge.targets.ranges import by_token, layer_error
 from distilledge.targets.scheme import LayerError
-from distilledge.targets.tflite_file import Graph, Operation, read_graph
+from distilledge.targets.tflite_file import layer_names, layers, read_graph, read_graphs
 from distilledge.targets.tflite_quantize import EVERYTHING, calibrated, recipe_of
 
-WITH_WEIGHTS = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
 MOVES = {"QUANTIZE", "DEQUANTIZE"}
 
 
-def layer_errors(fp32: Path, calibration: Sequence[Inputs], rows: Inputs) -> tuple[LayerError, ...]:
-    """See ``Target.layer_errors``. A layer is named by its result."""
-    graph = read_graph(fp32)
-    whole, _ = recipe_of("w8a8", graph)
+def layer_errors(fp32: Path, calibration: Sequence[Inputs], rows: Sequence[Inputs]) -> tuple[LayerError, ...]:
+    """See ``Target.layer_errors``. A layer is named by its result, of several lengths by that of the first."""
+    graphs = read_graphs(fp32)
+    whole, _ = recipe_of("w8a8", graphs[0])
     ranges = calibrated(fp32, calibration, whole)
     reference = answers(fp32, rows)
+    kinds = [operation.name for operation in layers(graphs[0])]
+    alike = list(zip(*(layer_names(graph) for graph in graphs), strict=True))
     errors = [
-        layer_error(name, operation.name, place, reference, alone(fp32, name, ranges, rows))
-        for place, (operation, name) in enumerate(zip(layers(graph), layer_names(graph), strict=True))
+        layer_error(names[0], kinds[place], place, reference, alone(fp32, names, ranges, rows))
+        for place, names in enumerate(alike)
     ]
     return tuple(sorted(errors, key=lambda e: e.sqnr_db))
 
 
-def layers(graph: Graph) -> list[Operation]:
-    return [operation for operation in graph.operations if operation.name in WITH_WEIGHTS]
-
-
-def layer_names(graph: Graph) -> tuple[str, ...]:
-    """See ``Target.layer_names``."""
-    return tuple(graph.tensors[operation.outputs[0]].name for operation in layers(graph))
-
-
-def alone(fp32: Path, name: str, ranges: dict[str, Any], rows: Inputs) -> FloatArray:
+def alone(fp32: Path, names: Sequence[str], ranges: dict[str, Any], rows: Sequence[Inputs]) -> FloatArray:
+    """``names``: the layer in every subgraph."""
     recipe = RecipeManager()
-    recipe.add_static_config(f"^{re.escape(name)};?$", EVERYTHING, activation_num_bits=8, weight_num_bits=8)
+    for name in names:
+        recipe.add_static_config(f"^{re.escape(name)};?$", EVERYTHING, activation_num_bits=8, weight_num_bits=8)
     recipe.add_quantization_config(".*", TFLOperationName.OUTPUT, algorithm_key=AlgorithmName.NO_QUANTIZE)
     work = quantizer.Quantizer(str(fp32))
     work.load_quantization_recipe(recipe.get_quantization_recipe())
@@ -59,15 +54,18 @@ def alone(fp32: Path, name: str, ranges: dict[str, Any], rows: Inputs) -> FloatA
         return answers(path, rows)
 
 
-def answers(path: Path, rows: Inputs) -> FloatArray:
+def answers(path: Path, rows: Sequence[Inputs]) -> FloatArray:
+    """(all rows, or all their tokens, K)."""
     run = Interpreter(str(path), num_threads=1)
-    run.allocate_tensors()
-    source, result = run.get_input_details()[0]["index"], run.get_output_details()[0]["index"]
+    signatures = run.get_signature_list()
+    runners: dict[str, Any] = {}
     made = []
     for row in rows:
-        run.set_tensor(source, row[None])
-        run.invoke()
-        made.append(run.get_tensor(result).copy())
+        name = f"{LENGTH}{row.shape[1]}"
+        name = name if name in signatures else next(iter(signatures))
+        runner = runners.setdefault(name, run.get_signature_runner(name))
+        found = runner(**{next(iter(runner.get_input_details())): row})
+        made.append(by_token(next(iter(found.values())).copy()))
     return np.concatenate(made)
 
 

@@ -19,7 +19,7 @@ from ai_edge_quantizer.utils.qsv_utils import min_max_update
 from distilledge.targets.base import Inputs, Precision
 from distilledge.targets.ondevice.session import LENGTH
 from distilledge.targets.scheme import PLAIN, Scheme
-from distilledge.targets.tflite_file import Graph, read_graph
+from distilledge.targets.tflite_file import Graph, layer_names, read_graph, read_graphs
 
 PASSED = {"PAD", "RELU", "RELU6", "MAX_POOL_2D", "RESHAPE", "TRANSPOSE"}
 EVERYTHING = TFLOperationName.ALL_SUPPORTED
@@ -41,12 +41,12 @@ def quantize(
     Ranges are the smallest and largest value of all pictures. The quantizer's default, a moving average of each
     picture's, depends on their order and cuts the tops off: six times the divergence (KL 0.041 against 0.007, lite0).
     """
-    recipe, words = recipe_of(precision, read_graph(fp32), scheme.islands)
+    recipe, words = recipe_of(precision, read_graph(fp32), floats(fp32, scheme.islands))
     work = quantizer.Quantizer(str(fp32))
     work.load_quantization_recipe(recipe.get_quantization_recipe())
     if not work.need_calibration:
         work.quantize().export_model(str(path))
-        return words
+        return f"{words}{scheme.words}"
     work.quantize(narrowed(calibrated(fp32, samples, recipe, pad_id), scheme)).export_model(str(path))
     return f"{words}, {len(samples)} samples{scheme.words}"
 
@@ -92,8 +92,15 @@ def of_length(samples: Sequence[Inputs], length: int, pad_id: int) -> list[Input
     return [np.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=pad_id) for ids in cut]
 
 
-def recipe_of(precision: Precision, graph: Graph, islands: Sequence[str] = ()) -> tuple[RecipeManager, str]:
-    """The quantizer's rules (the last that matches wins) and their words.
+def floats(path: Path, islands: Sequence[str]) -> list[str]:
+    """Results that stay float for ``islands``, layers of the first subgraph, in every subgraph."""
+    graphs = read_graphs(path)
+    places = [place for place, name in enumerate(layer_names(graphs[0])) if name in islands]
+    return [name for graph in graphs for name in widened(graph, [layer_names(graph)[place] for place in places])]
+
+
+def recipe_of(precision: Precision, graph: Graph, kept: Sequence[str] = ()) -> tuple[RecipeManager, str]:
+    """The quantizer's rules (the last that matches wins) and their words. ``kept``: results that stay float.
 
     Dynamic int8 keeps one scale for each fully-connected layer: tflite-runtime 2.14 reads one scale per channel as
     nonsense without a word (cosine with float 0.13 on MobileNetV1, 0.97 with one scale; static int8 is not affected).
@@ -113,6 +120,7 @@ def recipe_of(precision: Precision, graph: Graph, islands: Sequence[str] = ()) -
         return recipe, "weight_only_wi8_afp32, per channel"
     if precision == "w8dyn":
         recipe.add_dynamic_config(".*", EVERYTHING, num_bits=8)
+        keep(recipe, kept)
         if text:
             return recipe, "dynamic_wi8_afp32, per channel"
         dense = TFLOperationName.FULLY_CONNECTED
@@ -126,11 +134,15 @@ def recipe_of(precision: Precision, graph: Graph, islands: Sequence[str] = ()) -
         recipe.add_dynamic_config(".*", TFLOperationName.EMBEDDING_LOOKUP, num_bits=8)
     for name in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
         recipe.add_quantization_config(".*", name, algorithm_key=AlgorithmName.NO_QUANTIZE)
-    for tensor in (*normalisation(graph), *widened(graph, islands)):
-        recipe.add_quantization_config(f"^{re.escape(tensor)};?$", EVERYTHING, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    keep(recipe, (*normalisation(graph), *kept))
     return recipe, f"static_wi8_ai{bits}, per channel, MinMax" + (
         ", FULLY_CONNECTED and CONV_2D only" if attention else ""
     )
+
+
+def keep(recipe: RecipeManager, results: Sequence[str]) -> None:
+    for tensor in results:
+        recipe.add_quantization_config(f"^{re.escape(tensor)};?$", EVERYTHING, algorithm_key=AlgorithmName.NO_QUANTIZE)
 
 
 def widened(graph: Graph, islands: Sequence[str]) -> list[str]:

@@ -71,6 +71,17 @@ def test_int8_results_are_those_recorded(root: Path, monkeypatch: pytest.MonkeyP
     assert page.count("ladder (") >= 3
 
 
+def test_results_beside_other_tools_are_those_recorded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    tools = importlib.import_module("tools")
+    page = (root / "docs" / "int8.md").read_text(encoding="utf-8")
+    results = json.loads((root / "benchmarks" / "results" / "tools.json").read_text(encoding="utf-8"))
+    assert page == tools.filled(page, results)
+    expected = {bar["name"]: bar for bar in tools.bars(results["rows"])}
+    assert {bar["name"]: bar for bar in results["bars"]} == expected
+    assert {row["tool"] for row in results["rows"]} >= {tools.PLAIN, tools.LADDER, "nncf.quantize"}
+
+
 def test_every_error_code_is_listed(root: Path, generate: ModuleType) -> None:
     page = (root / "docs" / "errors.md").read_text(encoding="utf-8")
     codes = generate.literal_codes()

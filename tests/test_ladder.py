@@ -283,7 +283,6 @@ def test_a_recipe_that_does_not_climb_keeps_its_fingerprints_and_one_that_does_h
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"task": "text-classification"},
         {"export": {"targets": [{"runtime": "onnx", "precisions": ["fp32"]}]}},
         {"compress": {"climb": True, "rungs": []}},
     ],

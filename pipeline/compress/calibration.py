@@ -33,8 +33,9 @@ def check_own(chosen: Sequence[Sample], others: Sequence[Sample]) -> None:
 
 
 def audit(chosen: Sequence[Sample], classes: Sequence[str], seen: Mapping[str, Observed]) -> CalibrationAudit:
-    """``seen``: what was observed of each float tensor on ``chosen``, row by row in their order."""
-    counts = Counter(classes[s.label] for s in chosen if s.label >= 0)
+    """``seen``: what was observed of each float tensor on ``chosen``, row by row. ``classes``: none where a sample has
+    several."""
+    counts = Counter(classes[s.label] for s in chosen if classes and s.label >= 0)
     shifts = {name: shift for name, found in seen.items() if (shift := half_shift(found)) is not None}
     worst = max(shifts, key=lambda name: shifts[name], default=None)
     return CalibrationAudit(

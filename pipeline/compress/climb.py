@@ -7,9 +7,12 @@ from typing import TypeVar
 
 from distilledge.pipeline.compress.ledger import Outcome, Tried
 from distilledge.pipeline.record import Check
-from distilledge.targets.base import STATIC
+from distilledge.targets.base import STATIC, Precision
 
 A = TypeVar("A")
+
+INT8: tuple[Precision, ...] = (*STATIC, "w8dyn")
+"""Precisions that compute in integers."""
 
 
 def outcome_of(checks: Sequence[Check]) -> Outcome:
@@ -39,7 +42,7 @@ def climb(attempts: Iterable[A], judge: Callable[[A], Tried], *, min_agreement: 
 def choose(tried: Sequence[Tried]) -> int:
     """The first that holds; else of the undecided the one nearest to fp32; else the best of those that fail.
 
-    Among equals of that kind, static int8 goes before weights only, and what is faster than float before what is not.
+    Among equals of that kind, int8 arithmetic goes before weights only, and what is faster than float before the rest.
     One that fails is shipped for the gate to judge on the test split, and says so in the ledger; a collapsed one last.
     """
     ranks: dict[Outcome, int] = {"holds": 0, "undecided": 1, "fails": 2}
@@ -49,7 +52,7 @@ def choose(tried: Sequence[Tried]) -> int:
         if one.outcome == "holds":
             return (0, index)
         slow = one.p50_ratio is not None and one.p50_ratio.value > 1
-        kind = (one.answers < 2, one.precision not in STATIC, slow)
+        kind = (one.answers < 2, one.precision not in INT8, slow)
         return (ranks[one.outcome], *kind, -one.agreement, one.drop.value, index)
 
     return min(range(len(tried)), key=key)

@@ -15,8 +15,9 @@ from distilledge.models.equalise import By
 from distilledge.pipeline.compress.calibration import half_shift
 from distilledge.pipeline.compress.retrained import Retrained
 from distilledge.pipeline.recipe_compress import RungName
-from distilledge.targets.base import STATIC, Deployable, Inputs, Precision, Target
+from distilledge.targets.base import STATIC, AnyDeployable, Inputs, Precision, Target
 from distilledge.targets.ondevice.preprocess import InputSpec
+from distilledge.targets.ondevice.text import TextSpec, pad
 from distilledge.targets.ranges import RANGES, Observed, Range, observe
 from distilledge.targets.samples import reader
 from distilledge.targets.scheme import PLAIN, LayerError, Scheme
@@ -63,7 +64,7 @@ class Bench:
         target: Target,
         model: nn.Module,
         fp32: Path,
-        deployable: Deployable,
+        deployable: AnyDeployable,
         calibration: Sequence[Inputs],
         more: Sequence[str] = (),
         *,
@@ -99,12 +100,20 @@ class Bench:
         return self.observed(self.fp32)
 
     def observed(self, fp32: Path) -> dict[str, Observed]:
-        return observe(lambda rows: self.target.tensors(fp32, rows, optimise=False), self.calibration)
+        return observe(lambda rows: self.target.tensors(fp32, rows, optimise=False), self.fed)
+
+    @cached_property
+    def fed(self) -> list[Inputs]:
+        """The calibration rows as the file takes them; of texts the shortest first, so that equal lengths follow."""
+        if self.deployable.input_spec.get("kind") != "text":
+            return list(self.calibration)
+        spec = TextSpec.from_dict(self.deployable.input_spec)
+        return sorted((pad(row[0], spec)[None] for row in self.calibration), key=len_of)
 
     @cached_property
     def layers(self) -> tuple[LayerError, ...]:
         """The plain file's layers, worst first."""
-        rows = np.concatenate(spread(self.calibration, LAYER_ROWS))
+        rows = spread(self.fed, LAYER_ROWS)
         return self.target.layer_errors(self.fp32, self.deployable, calibration=self.calibration, rows=rows)
 
     def corrected(self, islands: tuple[int, ...] = ()) -> Path:
@@ -134,6 +143,10 @@ class Bench:
     def exported(self, model: nn.Module) -> Path:
         folder = Path(mkdtemp(prefix="changed-", dir=self.fp32.parent))
         return self.target.export(model, self.deployable, folder)
+
+
+def len_of(row: Inputs) -> int:
+    return int(row.shape[1])
 
 
 def spread(rows: Sequence[A], count: int) -> list[A]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -16,12 +16,14 @@ from distilledge.pipeline.compress.calibration import audit, check_own
 from distilledge.pipeline.compress.climb import choose, climb
 from distilledge.pipeline.compress.judge import Ground, Judge
 from distilledge.pipeline.compress.ladder import RUNGS, Ask, Attempt, Bench, spread
+from distilledge.pipeline.compress.ladder_text import TEXT_RUNGS
 from distilledge.pipeline.compress.ledger import Ledger, Tried
 from distilledge.pipeline.export import finished
+from distilledge.pipeline.outcomes import SINGLE_LABEL
 from distilledge.pipeline.recipe_compress import RungName
 from distilledge.pipeline.record import Sample
-from distilledge.targets.base import Deployable, Exported, Inputs, Target
-from distilledge.targets.samples import Samples, reader
+from distilledge.targets.base import AnyDeployable, Exported, Inputs, Target
+from distilledge.targets.samples import Samples, is_text, reader
 
 
 class Climb(NamedTuple):
@@ -50,10 +52,15 @@ class Student(NamedTuple):
 
     target: Target
     model: nn.Module
-    deployable: Deployable
+    deployable: AnyDeployable
     fp32: Exported
     directory: Path
     """Where its fp32 file lies."""
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Of a text model its tokenizer."""
+        return self.fp32.files[-1:] if is_text(self.fp32) else ()
 
 
 def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, Ledger]:
@@ -62,13 +69,16 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
     Raises ``RejectedError`` where the calibration pictures are not the training split's own, ``GateFailedError`` where
     no rung made a file.
     """
-    settings = given.ground.recipe.compress
-    many = settings.samples or len(given.calibration)
-    chosen = spread(given.calibration, many)
+    recipe = given.ground.recipe
+    settings = recipe.compress
+    own = unleaked(given) if recipe.data.allow_leakage else list(range(len(given.calibration)))
+    picked = spread(own, settings.samples or len(own))
+    chosen = [given.calibration[i] for i in picked]
     check_own(chosen, given.held_out)
     with TemporaryDirectory(prefix="distilledge-ladder-") as folder:
         work = Path(folder)
-        bench = bench_of(student, spread(given.inputs.rows, many), work, given.spare(), given.ask)
+        rows = [given.inputs.rows[i] for i in picked]
+        bench = bench_of(student, rows, work, given.spare(), given.ask)
         judge = Judge(given.ground, student.fp32, bench.fp32.parent)
         made: list[tuple[Exported, Path]] = []
 
@@ -77,11 +87,14 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
             directory = work / f"candidate-{len(made)}"
             directory.mkdir()
             path, words = bench.make(attempt, directory)
-            exported = finished(student.target, [path], attempt.precision, words, student.deployable, started)
+            beside = [Path(shutil.copyfile(bench.fp32.parent / name, directory / name)) for name in student.beside]
+            exported = finished(student.target, [path, *beside], attempt.precision, words, student.deployable, started)
             made.append((exported, directory))
             return judge(attempt, exported, directory, started)
 
-        tried = climb(_attempts(bench, settings.rungs), judged, min_agreement=settings.min_agreement)
+        tried = climb(
+            _attempts(bench, settings.rungs, text=recipe.is_text), judged, min_agreement=settings.min_agreement
+        )
         if not tried:
             what = f"no rung of {', '.join(settings.rungs)} made a file for {student.target.NAME}"
             raise GateFailedError("E5030", "; ".join([what, *bench.notes]), "add ptq to compress.rungs")
@@ -95,14 +108,20 @@ def climb_runtime(student: Student, given: Climb, out: Path) -> tuple[Exported, 
             outcome=tried[taken].outcome,
             pictures=judge.many,
             limit=given.ground.budget.max_drop_points_fp32,
-            audit=audit(chosen, student.deployable.classes, bench.seen),
+            audit=audit(chosen, student.deployable.classes if recipe.task in SINGLE_LABEL else (), bench.seen),
             layers=bench.layers,
             notes=tuple(bench.notes),
         )
     return exported, ledger
 
 
-def bench_of(student: Student, rows: Sequence[str], work: Path, more: Sequence[str], ask: Ask | None = None) -> Bench:
+def unleaked(given: Climb) -> list[int]:
+    """Where the recipe allows leakage: calibration samples that are not held out too, by content."""
+    held = {sample.sha256 for sample in given.held_out}
+    return [i for i, sample in enumerate(given.calibration) if sample.sha256 not in held]
+
+
+def bench_of(student: Student, rows: Sequence[Any], work: Path, more: Sequence[str], ask: Ask | None = None) -> Bench:
     """Works on copies: what the rungs make lies beside them."""
     own = work / "fp32"
     own.mkdir()
@@ -114,6 +133,8 @@ def bench_of(student: Student, rows: Sequence[str], work: Path, more: Sequence[s
     return Bench(student.target, student.model, fp32, student.deployable, arrays, more, ask=ask)
 
 
-def _attempts(bench: Bench, rungs: Sequence[RungName]) -> Iterator[Attempt]:
+def _attempts(bench: Bench, rungs: Sequence[RungName], *, text: bool) -> Iterator[Attempt]:
+    table = TEXT_RUNGS if text else RUNGS
     for name in rungs:
-        yield from RUNGS[name](bench)
+        if name in table:
+            yield from table[name](bench)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distilledge.pipeline.compress.ledger import CalibrationAudit, Ledger, Tried
+from distilledge.pipeline.evidence import noun
 from distilledge.pipeline.report.markup import Markup, el
 from distilledge.pipeline.report.sections import NOTHING, folded, grid, section
 from distilledge.pipeline.report.table import NONE, number
@@ -26,7 +27,7 @@ LEFT = ("Rung", "How", "Outcome", "Why", "Layer", "Kind")
 WORST = 12
 """Layers shown of each runtime."""
 EXPLANATION = (
-    "Each rung beside the student's fp32 file of the same runtime, on the validation pictures only; the first whose "
+    "Each rung beside the student's fp32 file of the same runtime, on the validation split only; the first whose "
     "budget holds is shipped. Points and p50 have 95 % intervals; p50 is a quick look: the first table has the real."
 )
 SENSITIVITY = "One layer at a time in int8, all others in float: power of the logits over that of their error, and KL."
@@ -86,20 +87,20 @@ def trained(content: ReportContent) -> list[str]:
 
 def audits(content: ReportContent) -> list[str]:
     """What each ladder was calibrated on and decided by; one line where all agree."""
-    return list(dict.fromkeys(_audit(runtime, ledger) for runtime, ledger in content.ledgers))
+    return list(dict.fromkeys(_audit(runtime, ledger, noun(content.recipe)) for runtime, ledger in content.ledgers))
 
 
-def _audit(runtime: str, ledger: Ledger) -> str:
+def _audit(runtime: str, ledger: Ledger, samples: str) -> str:
     found = ledger.audit
     counts = ", ".join(f"{name} {n}" for name, n in found.per_class.items())
-    labelled = any(found.per_class.values())
-    where = f"training split ({counts})" if labelled else "target's pictures without labels"
+    unlabelled = bool(found.per_class) and not any(found.per_class.values())
+    where = "target's pictures without labels" if unlabelled else f"training split{f' ({counts})' if counts else ''}"
     words = (
-        f"{runtime}: decided on {ledger.pictures:,} validation pictures; calibrated on {found.pictures} of the "
+        f"{runtime}: decided on {ledger.pictures:,} validation {samples}; calibrated on {found.pictures} of the "
         f"{where}, none of them in validation or test; manifest {found.manifest_sha256[:12]}."
     )
-    words += f" Without a picture: {', '.join(found.missing)}." if found.missing else ""
-    words += " Every class is covered." if labelled and not found.missing else ""
+    words += f" Without a sample: {', '.join(found.missing)}." if found.missing else ""
+    words += " Every class is covered." if counts and not unlabelled and not found.missing else ""
     return words + _stability(found)
 
 
