@@ -22,6 +22,7 @@ from distilledge.pipeline.cli_benchmark import benchmark, compare
 from distilledge.pipeline.cli_devices import app as devices
 from distilledge.pipeline.cli_lists import DEMOS, Json, doctor, known_task, models, table
 from distilledge.pipeline.cli_run import load_for, run_recipe, shipped
+from distilledge.pipeline.cli_search import fit, search
 
 app = typer.Typer(
     name="distilledge",
@@ -161,6 +162,8 @@ for _verb, (_until, _help) in STAGE_VERBS.items():
 
 app.command()(benchmark)
 app.command()(compare)
+app.command()(fit)
+app.command()(search)
 app.command()(models)
 app.command()(doctor)
 app.add_typer(devices, name="devices")

@@ -29,6 +29,7 @@ from distilledge.pipeline.recipe_data import (
     TaskName,
     Tickets,
 )
+from distilledge.pipeline.recipe_search import Search
 from distilledge.pipeline.recipe_strategy import Chosen, Strategy
 from distilledge.pipeline.recipe_training import (
     Augment,
@@ -70,6 +71,7 @@ __all__ = [
     "RandAugment",
     "Recipe",
     "Scenario",
+    "Search",
     "Size",
     "SplitFractions",
     "Strategy",
@@ -228,6 +230,7 @@ class Recipe(Value):
     budgets: dict[Literal["default", "onnx", "openvino", "tflite"], Budget] = {"default": Budget()}
     """Per runtime; ``default`` for those not named."""
     gate: Gate = Gate()
+    search: Search = Search()
     smoke: dict[str, Any] = {}
     """Overrides of this recipe under ``--smoke``: dotted path -> value; the same recipe, shrunk."""
 

@@ -30,7 +30,7 @@ def check_models(recipe: Recipe) -> None:
         return
     sizes = {}
     for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
-        sizes[role] = _parameters(part, role)
+        sizes[role] = parameters(part, role)
     if sizes["student"] > sizes["teacher"]:
         raise UsageError(
             "E2018",
@@ -51,7 +51,7 @@ def raise_all(found: list[tuple[str, str]], name: str) -> None:
         )
 
 
-def _parameters(part: Teacher | Student, role: str) -> int:
+def parameters(part: Teacher | Student, role: str) -> int:
     """Number of parameters. The forward pass without memory shows whether the size fits and the head is one."""
     import torch
 
@@ -286,6 +286,19 @@ def _losses_of_task(recipe: Recipe) -> Found:
             yield f"loss {name} looks at states of text models", "choose hint, attention or relational"
 
 
+def _search(recipe: Recipe) -> Found:
+    search, student = recipe.search, recipe.student
+    for name in sorted(set(search.weights) - {*search.students, student.model}):
+        yield f"search.weights.{name} is of no student that is looked at", "add it to search.students"
+    if student.weights not in ("none", "hub"):
+        bare = [m for m in search.students if m != student.model and m not in search.weights]
+        if bare:
+            what = f"student.weights is a file, which is of {student.model} and not of {', '.join(bare)}"
+            yield what, "name the weights of each in search.weights: hub, none or a file"
+    if recipe.is_text and (search.students or search.sizes):
+        yield "search is of pictures", "leave it out"
+
+
 CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _task,
     _texts,
@@ -299,4 +312,5 @@ CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _targets,
     _units,
     _compress,
+    _search,
 )
