@@ -3,8 +3,8 @@
     python benchmarks/budgets.py             all; what is in the store of --work is not redone
     python benchmarks/budgets.py --quick     three of them on fewer pictures, labelled so
 
-MobileNetV1 x 0.25 at 64 pixels on the generated set (SYNTHETIC). A combination draws a seed (of the data's splits and of
-the training), a runtime, and limits around what can be reached; some cannot be. Either the run ends with 0 and what
+MobileNetV1 x 0.25 at 64 pixels on the generated set (SYNTHETIC). A combination draws a seed (of the data's splits and
+of the training), a runtime, and limits around what can be reached; some cannot be. Either the run ends with 0 and what
 shipped.json names keeps every limit, or it ends otherwise and nothing is named. What is named is looked at again here:
 its bytes, and its answers to the test pictures, by plain numpy.
 """

@@ -82,7 +82,7 @@ def _say(words: str) -> None:
 def _show_fit(result: FitResult) -> None:
     typer.echo(f"device {result.device}, {result.classes} classes; random weights: nothing is said of accuracy")
     head = ("student", "px", "runtime", "precision", "p50, ms (95 %)", "MB", "peak RSS, MB", "", "why", "flags")
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for row in result.rows:
         p50 = "" if row.p50 is None else _interval(row.p50)
         size, rss = ("" if v is None else f"{v:.2f}" for v in (row.size_mb, row.peak_rss_mb))

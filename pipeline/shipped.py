@@ -1,4 +1,4 @@
-"""``shipped.json``: the only place where a run names files to be taken along, and it names none that missed a budget."""
+"""``shipped.json``: the one place where a run names files to be taken along; none of them misses a budget."""
 
 from __future__ import annotations
 

@@ -20,14 +20,14 @@ from distilledge.pipeline.store import atomic_write
 
 FITS = ("Student", "Runtime", "Precision", "p50, ms", "Size, MB", "Peak RSS, MB", "Outcome", "Why")
 HOW_FIT = (
-    "Random weights with real batch statistics, exported, quantised and timed on the device before anything was trained. "
-    "What is over a budget was never trained; what is inconclusive was."
+    "Random weights with real batch statistics, exported, quantised and timed on the device before anything was "
+    "trained. What is over a budget was never trained; what is inconclusive was."
 )
 HOW_POINTS = (
     "Metric on the validation split; the test split was not looked at. Files of students that were trained to the end "
     "were timed together, in turn, quickly. A stopped student stands here as it was when it was stopped, with the fp32 "
-    "file of its fit: more training would have raised it. Best trade-offs: no other file of the same runtime is at least "
-    "as good in metric, p50 and size and better in one."
+    "file of its fit: more training would have raised it. Best trade-offs: no other file of the same runtime is at "
+    "least as good in metric, p50 and size and better in one."
 )
 LEFT = ("Student", "Runtime", "Precision", "Outcome", "Why", "Trade-off", "Trained")
 
@@ -51,8 +51,8 @@ def facts(result: SearchResult) -> list[str]:
     lines = [
         f"{looked} students looked at, {trained} trained, {sum(o.kept for o in result.looked)} to the end; judged on "
         f"{result.pictures:,} validation pictures after {ends} epochs of one schedule of {result.schedule[-1]}.",
-        "A student stopped early had seen only the high learning rates of that schedule: a noisier comparison than one of "
-        "finished trainings.",
+        "A student stopped early had seen only the high learning rates of that schedule: a noisier comparison than "
+        "one of finished trainings.",
     ]
     if result.recipe.data.format == "synthetic" or result.recipe.data.path == "synthetic":
         lines.append("SYNTHETIC data: no claim about real parts.")

@@ -46,9 +46,7 @@ def halve(
     going, found = list(chains), {one: list[Judged]() for one in chains}
     for number, epochs in enumerate(schedule):
         for place, one in enumerate(going):
-            told(
-                f"round {number + 1} of {len(schedule)}, student {place + 1} of {len(going)}: {one.name}, {epochs} epochs"
-            )
+            told(f"round {number + 1}/{len(schedule)}, student {place + 1}/{len(going)}: {one.name}, {epochs} epochs")
             found[one].append(train_until(chains[one], epochs))
         if number + 1 < len(schedule):
             kept = survivors({one: found[one][-1] for one in going}, eta)

@@ -150,11 +150,8 @@ def winning_recipe(result: SearchResult) -> str:
     own = recipe_of(recipe, Candidate(model, size))
     named = own.model_copy(update={"name": f"{recipe.name[:57]}-winner", "smoke": {}})
     head = f"# The winner of `{result.command}`: {model} at {size} px, {result.winner_why}.\n"
-    return (
-        head
-        + "# Its teacher and student are in the store of that search: `distilledge run` trains nothing again.\n"
-        + (recipe_to_yaml(named))
-    )
+    found = "# Its teacher and student are in the store of that search: `distilledge run` trains them not again.\n"
+    return head + found + recipe_to_yaml(named)
 
 
 def _looked(recipe: Recipe, found: FitResult, rounds: Rounds, planned: tuple[int, ...]) -> tuple[Looked, ...]:
