@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -68,7 +69,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
     options = parser.parse_args()
     drawn = [draw(number) for number in range(3 if options.quick else COMBINATIONS)]
-    rows = [row(one, options) for one in drawn]
+    rows = []
+    for one in drawn:
+        rows.append(row(one, options))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     facts = common.conditions(quick=options.quick, packages=PACKAGES, extra={"synthetic": True, "note": NOTE})
     common.finish("budgets-quick" if options.quick else "budgets", facts, rows, bars(rows), out=options.out)
 
@@ -99,11 +103,10 @@ def row(one: Drawn, options: argparse.Namespace) -> common.Row:
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.yaml"
         path.write_text(recipe(one, name, quick=options.quick), encoding="utf-8")
-        command = [sys.executable, "-m", "distilledge.pipeline.cli", "run", str(path), "--work", str(options.work)]
-        done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+        code, stdout = distilledge("run", str(path), "--work", str(options.work), "--json")
     run = options.work / "runs" / name
-    said = json.loads(done.stdout or "{}")
-    error = (said.get("error") or {}).get("what", "") or (done.stderr[-300:] if done.returncode not in ALLOWED else "")
+    said = json.loads(stdout or "{}")
+    error = (said.get("error") or {}).get("what", "")
     found = json.loads((run / "shipped.json").read_text()) if (run / "shipped.json").exists() else {"files": []}
     broken = [words for file in found["files"] for words in outside(one, file, run, options.work)]
     broken += [f"report.json ships {f['name']}" for f in marked(said) if f["verdict"]["outcome"] == "fail"]
@@ -113,15 +116,31 @@ def row(one: Drawn, options: argparse.Namespace) -> common.Row:
         "seed": one.seed,
         "runtime": one.runtime,
         "limits": limits or "none",
-        "exit": done.returncode,
-        "outcome": ALLOWED.get(done.returncode, "error"),
+        "exit": code,
+        "outcome": ALLOWED.get(code, "error"),
         "rung": rung(said),
         "shipped": ", ".join(f["precision"] for f in found["files"]) or None,
         "size_mb": found["files"][0]["size_bytes"] / 1e6 if found["files"] else None,
         "broken": "; ".join(broken) or None,
-        "named_though_refused": bool(found["files"]) and done.returncode != 0,
+        "named_though_refused": bool(found["files"]) and code != 0,
         "why": error or None,
     }
+
+
+def distilledge(*arguments: str) -> tuple[int, str]:
+    """Exit code and stdout of the command, in this process: what it imports is imported once."""
+    from distilledge.pipeline.cli import main as command
+
+    before, said = sys.argv, StringIO()
+    sys.argv = ["distilledge", *arguments]
+    try:
+        with redirect_stdout(said):
+            command()
+    except SystemExit as ended:
+        return int(ended.code or 0), said.getvalue()
+    finally:
+        sys.argv = before
+    return 0, said.getvalue()
 
 
 def recipe(one: Drawn, name: str, *, quick: bool) -> str:
@@ -129,8 +148,8 @@ def recipe(one: Drawn, name: str, *, quick: bool) -> str:
         name=name,
         seed=one.seed,
         runtime=one.runtime,
-        per_class=30 if quick else 150,
-        epochs=2 if quick else 12,
+        per_class=30 if quick else 120,
+        epochs=2 if quick else 10,
         difficulty=0.1 + 0.1 * (one.seed % 3),
         budget=json.dumps(one.budget),
     )
