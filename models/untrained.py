@@ -33,8 +33,8 @@ def as_trained(model: nn.Module, pictures: Tensor) -> nn.Module:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
         norm.train()
-    for batch in pictures.split(BATCH) if norms else ():
-        model(batch)
+    for start in range(0, len(pictures) if norms else 0, BATCH):
+        model(pictures[start : start + BATCH])
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()

@@ -180,16 +180,7 @@ def result(points: tuple[Point, ...]) -> SearchResult:
             "device": {},
             "pictures": 100,
             "schedule": [2, 4],
-            "fits": [
-                {
-                    "model": "<b>x",
-                    "size": 32,
-                    "runtime": "onnx",
-                    "precision": "-",
-                    "outcome": "over",
-                    "error": "no <op>",
-                }
-            ],
+            "fits": [unfit(Candidate("<b>x", 32), "onnx", "no <op>").model_dump()],
             "looked": looked,
             "points": [p.model_dump() for p in points],
             "winner": ["mobilenetv1_025", 32],
