@@ -87,7 +87,7 @@ def _show_fit(result: FitResult) -> None:
         p50 = "" if row.p50 is None else _interval(row.p50)
         size, rss = ("" if v is None else f"{v:.2f}" for v in (row.size_mb, row.peak_rss_mb))
         file = (row.model, str(row.size), row.runtime, row.precision, p50, size, rss)
-        lines.append((*file, row.outcome if row.checks or row.error else "no limit", row.why, " ".join(row.flags)))
+        lines.append((*file, row.word, row.why, " ".join(row.flags)))
     table(head, lines)
 
 

@@ -43,6 +43,11 @@ class FitRow(Value):
         return Candidate(self.model, self.size)
 
     @property
+    def word(self) -> str:
+        """The outcome, or that there is nothing to keep."""
+        return self.outcome if self.checks or self.error else "no limit"
+
+    @property
     def why(self) -> str:
         """Each limit that is not certainly kept, and by how much."""
         return self.error or "; ".join(words(c) for c in self.checks if c.outcome in ("fails", "inconclusive"))

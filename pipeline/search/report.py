@@ -69,7 +69,7 @@ def fit_lines(result: SearchResult) -> list[list[str]]:
             str(number(row.p50, 3)),
             NONE if row.size_mb is None else f"{row.size_mb:.2f}",
             NONE if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}",
-            row.outcome,
+            row.word,
             row.why,
         ]
         for row in result.fits
@@ -116,7 +116,7 @@ def point_cells(result: SearchResult, point: Point) -> list[str | Cell]:
         NONE if point.peak_rss_mb is None else f"{point.peak_rss_mb:.0f}",
         f"{point.epochs} of {point.of}",
         point.outcome,
-        "winner" if best else "best" if point.front else "",
+        ", ".join(word for word, holds in (("winner", best), ("best", point.front)) if holds),
     ]
 
 
