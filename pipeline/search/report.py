@@ -25,7 +25,7 @@ HOW_FIT = (
 )
 HOW_POINTS = (
     "Metric on the validation split; the test split was not looked at. Files of students that were trained to the end "
-    "were timed together, in turn, quickly. A stopped student stands here as it was when it was stopped, with the fp32 "
+    "were timed together, in turn, quickly. A stopped student (a ring) stands here as it was then, with the fp32 "
     "file of its fit: more training would have raised it. Best trade-offs: no other file of the same runtime is at "
     "least as good in metric, p50 and size and better in one."
 )
