@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distilledge.models.errors import RejectedError
+from distilledge.models.errors import MissingPackageError, RejectedError
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.benchmark import QUICK_SAMPLES, candidate
 from distilledge.pipeline.data.synthetic import DEFECTS, picture
@@ -79,6 +79,11 @@ def fitted(ground: Ground, one: Candidate, target: ExportTarget) -> list[FitRow]
     try:
         files = made_files(ground, one, target)
         timing = timed(ground, one, files)
+    except MissingPackageError as error:
+        if not target.optional:
+            raise
+        log.warning("%s is optional and was left out: %s", target.runtime, error)
+        return []
     except RejectedError as error:
         log.warning("%s cannot be run in %s: %s", one.name, target.runtime, error.what)
         return [unfit(one, target.runtime, error.what)]
