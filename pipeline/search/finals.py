@@ -14,6 +14,7 @@ from distilledge.pipeline import stats_counts
 from distilledge.pipeline.benchmark import QUICK_SAMPLES, samples_of
 from distilledge.pipeline.chain import Chain
 from distilledge.pipeline.gate import MB, SHIP_ORDER, latency_ms, peak_rss_mb
+from distilledge.pipeline.inventory import opened
 from distilledge.pipeline.outcomes import classified
 from distilledge.pipeline.record import ExportResult
 from distilledge.pipeline.run import run_step
@@ -25,6 +26,7 @@ from distilledge.pipeline.search.result import Point
 from distilledge.pipeline.stats import Estimate, wilson
 from distilledge.pipeline.store import Stored
 from distilledge.targets.base import Measurement
+from distilledge.targets.devices import Device
 from distilledge.targets.measure import Candidate as File
 from distilledge.targets.measure import measure, score
 
@@ -87,14 +89,20 @@ def files_of(one: Candidate, chain: Chain) -> Iterable[Own]:
 
 def _measured(files: Sequence[Own], ground: Ground) -> Finals:
     """Answers of each file to the validation split; then the files of each runtime in turn, in one run."""
-    values = [_metric(own, ground) for own in files]
-    timings: dict[str, Measurement] = {}
+    with opened(ground.recipe.measure.device) as device:
+        values = [_metric(own, ground, device) for own in files]
+        timings = {m.name: m for m in _timed(files, ground, device)}
+    pairs = zip(files, values, strict=True)
+    return Finals(items=tuple(Final(metric=value, timing=timings[own.file.name]) for own, value in pairs))
+
+
+def _timed(files: Sequence[Own], ground: Ground, device: Device) -> Iterable[Measurement]:
     settings = ground.recipe.measure
     for runtime in dict.fromkeys(own.runtime for own in files):
         group = [own for own in files if own.runtime == runtime]
-        found = measure(
+        yield from measure(
             [own.file for own in group],
-            ground.device,
+            device,
             threads=settings.threads[0],
             samples=QUICK_SAMPLES,
             min_seconds=0.0,
@@ -104,15 +112,12 @@ def _measured(files: Sequence[Own], ground: Ground) -> Finals:
             quick=True,
             inputs=samples_of(*group[0].chain.inputs("validation")),
         )
-        timings |= {m.name: m for m in found}
-    pairs = zip(files, values, strict=True)
-    return Finals(items=tuple(Final(metric=value, timing=timings[own.file.name]) for own, value in pairs))
 
 
-def _metric(own: Own, ground: Ground) -> Estimate:
+def _metric(own: Own, ground: Ground, device: Device) -> Estimate:
     recipe, given = ground.recipe, own.chain.inputs("validation")
     with TemporaryDirectory(prefix="distilledge-finals-") as folder:
-        found = score(own.file, ground.device, inputs=samples_of(*given), out=Path(folder))
+        found = score(own.file, device, inputs=samples_of(*given), out=Path(folder))
         logits = np.load(Path(folder) / found.logits)
     labels = np.asarray([s.label for s in given[0]], np.int64)
     rows = np.flatnonzero(labels >= 0)

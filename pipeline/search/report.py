@@ -39,6 +39,8 @@ def write(result: SearchResult, out: Path) -> None:
 
 
 def headline(result: SearchResult) -> str:
+    if result.winner is None:
+        return f"none: {result.winner_why}"
     model, size = result.winner
     return f"{model} at {size} px: {result.winner_why}"
 
@@ -104,7 +106,7 @@ def point_titles(result: SearchResult) -> tuple[str, ...]:
 
 
 def point_cells(result: SearchResult, point: Point) -> list[str | Cell]:
-    best = (point.model, point.size) == tuple(result.winner) and point.ships
+    best = (point.model, point.size) == result.winner and point.ships
     return [
         point.student,
         point.runtime,

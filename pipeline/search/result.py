@@ -69,6 +69,6 @@ class SearchResult(Value):
     fits: tuple[FitRow, ...]
     looked: tuple[Looked, ...]
     points: tuple[Point, ...]
-    winner: tuple[str, int]
-    """Model and pixels."""
+    winner: tuple[str, int] | None
+    """Model and pixels; None where none keeps the budgets."""
     winner_why: str

@@ -46,11 +46,10 @@ def search(recipe: Recipe, work: Path, *, command: str, report: Report, told: To
         (directory / WINNER).unlink(missing_ok=True)
         with standing(recipe, work, class_count(recipe)) as ground:
             found = fit(ground, told)
-            admitted = _admitted(recipe, found)
-            chains = _chains(recipe, admitted, ground, report)
-            planned = schedule(recipe.student.training.epochs, recipe.search.rounds, recipe.search.eta)
-            rounds = halve(chains, planned, recipe.search.eta, told)
-            points = _points(chains, rounds, planned, found, ground)
+        chains = _chains(recipe, _admitted(recipe, found), ground, report)
+        planned = schedule(recipe.student.training.epochs, recipe.search.rounds, recipe.search.eta)
+        rounds = halve(chains, planned, recipe.search.eta, told)
+        points = _points(chains, rounds, planned, found, ground)
         best, why = winner(points)
         result = SearchResult(
             recipe=recipe,
@@ -66,7 +65,11 @@ def search(recipe: Recipe, work: Path, *, command: str, report: Report, told: To
             winner_why=why,
         )
         write(result, directory)
-        atomic_write(directory / WINNER, winning_recipe(result))
+        if best is None:
+            raise GateFailedError(
+                "E5042", why, f"see {directory / 'search.html'}; widen `budgets`, or lower search.eta"
+            )
+        atomic_write(directory / WINNER, winning_recipe(result, best))
     return result, directory
 
 
@@ -115,11 +118,11 @@ def _points(
     return tuple(point.model_copy(update={"front": i in best}) for i, point in enumerate(made))
 
 
-def winner(points: tuple[Point, ...]) -> tuple[tuple[str, int], str]:
-    """Of the finished students whose shipped files keep the budgets, the one that answers best.
+def winner(points: tuple[Point, ...]) -> tuple[tuple[str, int] | None, str]:
+    """Of the finished students whose shipped files keep the budgets, the one that answers best, and why.
 
-    By the worst runtime: a certain fit before an undecided one, then the metric, then the smaller p50. Raises
-    ``GateFailedError`` where every one of them breaks a limit.
+    By the worst runtime: a certain fit before an undecided one, then the metric, then the smaller p50. None where every
+    one of them breaks a limit.
     """
     shipped: dict[tuple[str, int], list[Point]] = {}
     for point in points:
@@ -128,8 +131,7 @@ def winner(points: tuple[Point, ...]) -> tuple[tuple[str, int], str]:
     keeping = {key: own for key, own in shipped.items() if all(p.outcome != "over" for p in own)}
     if not keeping:
         names = ", ".join(f"{model} {size}" for model, size in shipped)
-        what = f"every student that was trained to the end breaks a budget: {names}"
-        raise GateFailedError("E5042", what, "widen `budgets`, or raise search.rounds so that more are looked at")
+        return None, f"every student that was trained to the end breaks a budget: {names}"
 
     def key(one: tuple[str, int]) -> tuple[float, ...]:
         own = keeping[one]
@@ -144,9 +146,9 @@ def winner(points: tuple[Point, ...]) -> tuple[tuple[str, int], str]:
     return best, words
 
 
-def winning_recipe(result: SearchResult) -> str:
+def winning_recipe(result: SearchResult, best: tuple[str, int]) -> str:
     """A complete recipe: every field, with those that were set on the command line."""
-    recipe, (model, size) = result.recipe, result.winner
+    recipe, (model, size) = result.recipe, best
     own = recipe_of(recipe, Candidate(model, size))
     named = own.model_copy(update={"name": f"{recipe.name[:57]}-winner", "smoke": {}})
     head = f"# The winner of `{result.command}`: {model} at {size} px, {result.winner_why}.\n"
