@@ -66,9 +66,7 @@ def search(recipe: Recipe, work: Path, *, command: str, report: Report, told: To
         )
         write(result, directory)
         if best is None:
-            raise GateFailedError(
-                "E5042", why, f"see {directory / 'search.html'}; widen `budgets`, or lower search.eta"
-            )
+            raise GateFailedError("E5042", why, f"see {directory / 'search.html'}, or widen `budgets`")
         atomic_write(directory / WINNER, winning_recipe(result, best))
     return result, directory
 
