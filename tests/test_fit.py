@@ -13,19 +13,29 @@ import made_run
 import numpy as np
 import pytest
 import torch
+import typer
 from torch import nn
 
 from distilledge.models import vision
-from distilledge.models.errors import UsageError
+from distilledge.models.errors import GateFailedError, UsageError
 from distilledge.models.untrained import as_trained
-from distilledge.pipeline.cli_search import _search_of
+from distilledge.pipeline.cli_search import _end, _search_of
 from distilledge.pipeline.gate import P50
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_check import check_recipe
 from distilledge.pipeline.record import Check
 from distilledge.pipeline.search.candidates import Candidate, candidates, check_candidates, class_count, recipe_of
 from distilledge.pipeline.search.fit import Ground, file_inputs, input_spec, made_pictures
-from distilledge.pipeline.search.fits import FitRow, by_candidate, device_checks, of_candidate, outcome_of, words
+from distilledge.pipeline.search.fits import (
+    FitResult,
+    FitRow,
+    by_candidate,
+    device_checks,
+    of_candidate,
+    outcome_of,
+    unfit,
+    words,
+)
 from distilledge.pipeline.steps import steps
 from distilledge.pipeline.store import Store, fingerprint
 from distilledge.targets.devices.local import LocalDevice
@@ -228,6 +238,18 @@ def test_checks_have_intervals_and_flags_leave_them_open() -> None:
     assert device_checks(own, file, timing, near.model_copy(update={"max_latency_ms": None, "max_size_mb": None})) == ()
 
 
+def test_the_exit_code_says_whether_anything_fits() -> None:
+    def ended(*rows: FitRow) -> None:
+        _end(FitResult(device="local", card={}, classes=2, rows=rows), climbs=False)
+
+    ended(row("onnx", "fp32", "holds"), row("onnx", "fp32", "fails", model="b"))
+    with pytest.raises(typer.Exit) as undecided:
+        ended(row("onnx", "fp32", "inconclusive"), row("onnx", "fp32", "fails", model="b"))
+    assert undecided.value.exit_code == 10
+    with pytest.raises(GateFailedError, match="E5040"):
+        ended(row("onnx", "fp32", "fails"), unfit(Candidate("b", 32), "onnx", "no such operation"))
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 RECIPE = """
@@ -273,6 +295,3 @@ def test_fit_says_what_fits_and_loses_nothing(tmp_path: Path) -> None:
     again = distilledge("fit", "fits.yaml", "--json", cwd=tmp_path)
     assert again.stdout == done.stdout
     assert {p: p.stat().st_mtime_ns for p in store.glob("*/manifest.json")} == times
-    none = distilledge("fit", "fits.yaml", "--set", "budgets.default.max_size_mb=0.01", cwd=tmp_path)
-    assert none.returncode == 5
-    assert "E5040" in none.stderr
