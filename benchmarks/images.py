@@ -112,7 +112,7 @@ def table_row(recipe: str, content: common.Row, file: common.Row, teacher_mb: fl
         "peak_rss_mb": file["peak_rss_mb"],
         "verdict": file["verdict"]["outcome"] if file["verdict"] else None,
         "accuracy_word": file["verdict"]["accuracy_word"] if file["verdict"] else None,
-        "ships": file["shipped"],
+        "ships": file["chosen"],
         "flags": sorted({flag for t in content["timings"] if t["name"] == file["name"] for flag in t["flags"]}),
     }
 

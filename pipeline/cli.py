@@ -23,6 +23,7 @@ from distilledge.pipeline.cli_choose import lr_find, show_suggestion
 from distilledge.pipeline.cli_devices import app as devices
 from distilledge.pipeline.cli_lists import DEMOS, Json, doctor, known_task, models, table
 from distilledge.pipeline.cli_run import load_for, run_recipe, shipped
+from distilledge.pipeline.cli_search import fit, search
 from distilledge.pipeline.cli_shots import shots
 
 app = typer.Typer(
@@ -177,6 +178,8 @@ app.command()(benchmark)
 app.command()(compare)
 app.command()(shots)
 app.command(name="lr-find")(lr_find)
+app.command()(fit)
+app.command()(search)
 app.command()(models)
 app.command()(doctor)
 app.add_typer(devices, name="devices")

@@ -205,7 +205,7 @@ def _device_checks(evidence: Evidence, file: Exported, budget: Budget) -> tuple[
     if rss is not None:
         checks.append(check_of(RSS, Estimate(value=rss), budget.max_peak_rss_mb))
     if p50 is not None:
-        checks.insert(0, _undecided(check_of(P50, p50, budget.max_latency_ms, note), timing))
+        checks.insert(0, undecided(check_of(P50, p50, budget.max_latency_ms, note), timing))
     return checks, _slow_int8(evidence, timing) + _unit_alarms(timing)
 
 
@@ -215,7 +215,7 @@ def peak_rss_mb(timing: Measurement) -> float | None:
     return max(p for p in peaks if p is not None) / MB if peaks and None not in peaks else None
 
 
-def _undecided(check: Check, timing: Measurement) -> Check:
+def undecided(check: Check, timing: Measurement) -> Check:
     """Inconclusive where a flag of the timing can have decided it."""
     if check.limit is None:
         return check

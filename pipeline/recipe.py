@@ -31,6 +31,7 @@ from distilledge.pipeline.recipe_data import (
 )
 from distilledge.pipeline.recipe_multitask import Multitask
 from distilledge.pipeline.recipe_prune import Prune
+from distilledge.pipeline.recipe_search import Search
 from distilledge.pipeline.recipe_strategy import Chosen, Strategy
 from distilledge.pipeline.recipe_training import (
     Augment,
@@ -76,6 +77,7 @@ __all__ = [
     "RandAugment",
     "Recipe",
     "Scenario",
+    "Search",
     "Size",
     "SplitFractions",
     "Strategy",
@@ -242,6 +244,7 @@ class Recipe(Value):
     budgets: dict[Literal["default", "onnx", "openvino", "tflite"], Budget] = {"default": Budget()}
     """Per runtime; ``default`` for those not named."""
     gate: Gate = Gate()
+    search: Search = Search()
     smoke: dict[str, Any] = {}
     """Overrides of this recipe under ``--smoke``: dotted path -> value; the same recipe, shrunk."""
 

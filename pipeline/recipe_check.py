@@ -39,7 +39,7 @@ def check_models(recipe: Recipe) -> None:
     sizes = {}
     for role, part in (("teacher", recipe.teacher), ("student", recipe.student)):
         if not is_clip(part.model):  # its files say how large it is, and the run reads them
-            sizes[role] = _parameters(part, role)
+            sizes[role] = parameters(part, role)
     if recipe.student.prune is not None:
         check_package()
     if sizes["student"] > sizes.get("teacher", sizes["student"]):
@@ -62,7 +62,7 @@ def raise_all(found: list[tuple[str, str]], name: str) -> None:
         )
 
 
-def _parameters(part: Teacher | Student, role: str) -> int:
+def parameters(part: Teacher | Student, role: str) -> int:
     """Number of parameters. The forward pass without memory shows whether the size fits and the head is one."""
     import torch
 
@@ -302,6 +302,19 @@ def _losses_of_task(recipe: Recipe) -> Found:
             yield f"loss {name} looks at states of text models", "choose hint, attention or relational"
 
 
+def _search(recipe: Recipe) -> Found:
+    search, student = recipe.search, recipe.student
+    for name in sorted(set(search.weights) - {*search.students, student.model}):
+        yield f"search.weights.{name} is of no student that is looked at", "add it to search.students"
+    if student.weights not in ("none", "hub"):
+        bare = [m for m in search.students if m != student.model and m not in search.weights]
+        if bare:
+            what = f"student.weights is a file, which is of {student.model} and not of {', '.join(bare)}"
+            yield what, "name the weights of each in search.weights: hub, none or a file"
+    if recipe.is_text and (search.students or search.sizes):
+        yield "search is of pictures", "leave it out"
+
+
 CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _task,
     _texts,
@@ -319,4 +332,5 @@ CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _compress,
     check_multitask,
     check_reshape,
+    _search,
 )

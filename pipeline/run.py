@@ -13,6 +13,7 @@ from distilledge.pipeline.failpoints import failpoint
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_result import leave_result
 from distilledge.pipeline.record import ExportResult, Parities, RunRecord, StageRecord, Transfer
+from distilledge.pipeline.shipped import leave_shipped, withdraw
 from distilledge.pipeline.step_packages import RUNTIME_PACKAGES, package_versions, training_packages
 from distilledge.pipeline.steps import VERSIONS, Step, steps
 from distilledge.pipeline.store import Store, atomic_write, run_lock
@@ -36,6 +37,7 @@ def run(
     directory = work / "runs" / recipe.name
     directory.mkdir(parents=True, exist_ok=True)
     with run_lock(directory):
+        withdraw(directory)
         chain = Chain(recipe, Store(work / "store"), steps(recipe, device_card(recipe)), report)
         try:
             _run_steps(chain, until)
@@ -43,6 +45,7 @@ def run(
             record = _record(chain, work, command)
             atomic_write(directory / "run.json", record.model_dump_json(indent=1, by_alias=True))
         leave_result(chain, record, directory)
+        leave_shipped(chain, work, directory)
         if until == "report":
             _write_report(record, directory)
     _raise_transfer(chain)
@@ -92,7 +95,7 @@ def _after(chain: Chain, step: Step) -> tuple[Step, ...]:
 
 
 def run_step(chain: Chain, step: Step) -> None:
-    """Build the step's entry, or find it; ``chain.done`` has it then."""
+    """Build or find one step; what it makes is in ``chain.done``, an optional one that cannot be made in ``failed``."""
     failpoint(f"{step.kind}.start")
     if step.kind == "predict" and step.name.replace("predict-", "export-", 1) in chain.failed:
         return

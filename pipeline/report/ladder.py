@@ -69,7 +69,7 @@ def _line(runtime: str, one: Tried, *, taken: bool) -> list[str]:
         f"{one.size_mb:.2f}",
         str(number(one.p50_ratio, 2)) if one.p50_ratio else NONE,
         str(one.conversions),
-        ("shipped: " if taken else "refused: ") + one.outcome,
+        f"{_fate(one, taken=taken)}: {one.outcome}",
         one.reason,
     ]
 
@@ -83,6 +83,13 @@ def trained(content: ReportContent) -> list[str]:
         for runtime, rung, twin in twins
     ]
     return lines + [f"{runtime}: {note}." for runtime, ledger in content.ledgers for note in ledger.notes]
+
+
+def _fate(one: Tried, *, taken: bool) -> str:
+    """The best of those that fail is taken for the gate to judge: it is not shipped by that."""
+    if not taken:
+        return "refused"
+    return "taken" if one.outcome == "fails" else "shipped"
 
 
 def audits(content: ReportContent) -> list[str]:

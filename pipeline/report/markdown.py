@@ -23,7 +23,7 @@ def markdown(content: ReportContent) -> str:
         "## All files, teacher first",
         "95 % intervals in brackets." + (f" Latencies are of {length} tokens." if length else ""),
         "",
-        _grid([c.title for c in columns(content)], [[str(cell) for cell in row.cells] for row in rows(content)]),
+        grid([c.title for c in columns(content)], [[str(cell) for cell in row.cells] for row in rows(content)]),
         *_tasks(content),
         *_teacher_worth(content),
         *_training(content),
@@ -50,7 +50,7 @@ def plain(words: str) -> str:
     return "".join(f"&#{ord(c)};" if c in "<>&" else f"\\{c}" if c in SPECIAL else c for c in flat)
 
 
-def _grid(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def grid(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     made = ["| " + " | ".join(plain(t) for t in titles) + " |", "|" + " --- |" * len(titles)]
     made += ["| " + " | ".join(plain(cell) for cell in line) + " |" for line in lines]
     return "\n".join(made) + "\n"
@@ -65,15 +65,15 @@ def _teacher_worth(content: ReportContent) -> list[str]:
         ("student, distilled", str(number(found.student, 2)), str(number(found.gain, 2))),
         ("the same student without the teacher", str(number(found.control, 2)), "0"),
     ]
-    table = _grid(("Model", columns(content)[3].title, "Points gained"), lines)
+    table = grid(("Model", columns(content)[3].title, "Points gained"), lines)
     return ["## What the teacher was worth", "", table, f"{plain(found.test)}: p = {found.p_value:.2g}.", ""]
 
 
 def _tasks(content: ReportContent) -> list[str]:
     if content.tasks is None or not content.tasks.files:
         return []
-    tables = [_grid(*task_tables.task_cells(content))]
-    tables += [_grid(task_tables.WORTH, task_tables.worth_cells(content))] if content.tasks.worth else []
+    tables = [grid(*task_tables.task_cells(content))]
+    tables += [grid(task_tables.WORTH, task_tables.worth_cells(content))] if content.tasks.worth else []
     return [f"## {task_tables.TITLE}", "", plain(task_tables.words(content)), "", *tables]
 
 
@@ -86,14 +86,12 @@ def _lengths(content: ReportContent) -> list[str]:
     titles, lines = lengths.table(content)
     if not lines:
         return []
-    return ["## Latency by length", "", _grid(titles, [[str(cell) for cell in line] for line in lines])]
+    return ["## Latency by length", "", grid(titles, [[str(cell) for cell in line] for line in lines])]
 
 
 def _protocol(content: ReportContent) -> list[str]:
     tables = content.protocol.tables
-    parts = [
-        part for t in tables for part in (f"### {t.title}", "", plain(t.explanation), "", _grid(t.columns, t.rows))
-    ]
+    parts = [part for t in tables for part in (f"### {t.title}", "", plain(t.explanation), "", grid(t.columns, t.rows))]
     return ["## Protocol", "", *parts] if tables else []
 
 
@@ -120,19 +118,19 @@ def _precisions(content: ReportContent) -> list[str]:
         "Times as fast as own fp32",
         "Float operations left",
     )
-    return ["## What each precision cost and gained", "", _grid(titles, lines)]
+    return ["## What each precision cost and gained", "", grid(titles, lines)]
 
 
 def _placement(content: ReportContent) -> list[str]:
     titles, lines = placement.cells(content)
-    return ["## Where it runs", "", _grid(titles, lines)] if lines else []
+    return ["## Where it runs", "", grid(titles, lines)] if lines else []
 
 
 def _ladder(content: ReportContent) -> list[str]:
     if not content.ledgers:
         return []
     audits = [plain(line) + "  " for line in [*ladder.trained(content), *ladder.audits(content)]]
-    return ["## The quantization ladder", "", _grid(ladder.TRIED, ladder.tried(content)), *audits, ""]
+    return ["## The quantization ladder", "", grid(ladder.TRIED, ladder.tried(content)), *audits, ""]
 
 
 def _parity(content: ReportContent) -> list[str]:
@@ -150,9 +148,9 @@ def _parity(content: ReportContent) -> list[str]:
         for r in p.rungs
     ]
     titles = ("Model", "Runtime", "Rung", "Same top-1", "Cosine", "Max abs", "Outcome")
-    return ["## Parity", "", _grid(titles, lines)] if lines else []
+    return ["## Parity", "", grid(titles, lines)] if lines else []
 
 
 def _data(content: ReportContent) -> list[str]:
     warnings = [f"- {plain(w)}" for w in content.data.warnings]
-    return ["## Data", "", _grid(*counts(content)), *warnings, plain(cuts(content)), ""]
+    return ["## Data", "", grid(*counts(content)), *warnings, plain(cuts(content)), ""]

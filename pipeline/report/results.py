@@ -51,7 +51,8 @@ class _Facts(NamedTuple):
 
     evidence: Evidence
     judged: dict[str, Verdict]
-    shipped: set[str]
+    chosen: set[str]
+    """What each runtime ships if no budget is broken."""
     timed: dict[tuple[str, int, int | None], Timing]
 
 
@@ -87,7 +88,8 @@ def _file_result(facts: _Facts, role: str, model: str, file: Exported) -> FileRe
         float_operations=file.float_operations,
         spread_ms=_spread(timing),
         launch_medians_ms=_launch_medians(timing),
-        shipped=name in facts.shipped,
+        chosen=name in facts.chosen,
+        shipped=name in facts.chosen and facts.judged[name].outcome != "fail",
         not_compared=not_compared(timing.flags) if timing else (),
         verdict=verdict,
     )

@@ -119,7 +119,7 @@ def plain(value: float | None, digits: int) -> Cell:
 def _verdict(file: FileResult) -> Cell:
     if file.verdict is None:
         return Cell("reference" if file.role == "teacher" else NONE)
-    return Cell(file.verdict.outcome, "ships" if file.shipped else "")
+    return Cell(file.verdict.outcome, "ships" if file.shipped else "withheld" if file.chosen else "")
 
 
 def judged_length(content: ReportContent) -> int | None:

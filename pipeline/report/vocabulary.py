@@ -52,8 +52,10 @@ class FileResult(Value):
     spread_ms: tuple[float, ...]
     """Percentiles 0, 1, ... 100 of the latency; empty where it was not measured."""
     launch_medians_ms: tuple[float, ...]
+    chosen: bool = False
+    """The file that is its runtime's to ship."""
     shipped: bool
-    """The file that its runtime ships."""
+    """It is, and breaks no budget."""
     not_compared: tuple[str, ...] = ()
     """Flags of its timing by which its ratios say nothing."""
     verdict: Verdict | None

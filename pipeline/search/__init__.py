@@ -1,0 +1,1 @@
+"""Which student: what fits a device before anything is trained, and the best of those that do."""
