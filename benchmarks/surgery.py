@@ -2,11 +2,12 @@
 
     python benchmarks/surgery.py                   all of it; what is in the store of --work is not redone
     python benchmarks/surgery.py --only rungs      equalisation, 16-bit activations, sizes of the calibration set
-    python benchmarks/surgery.py --only networks   surgery and pruning
+    python benchmarks/surgery.py --only networks   surgery and pruning, trained
+    python benchmarks/surgery.py --only sizes      MACs and parameters after surgery and pruning; no data, no training
     python benchmarks/surgery.py --markdown        the recorded tables into the pages, nothing is run
     python benchmarks/surgery.py --quick           the networks under their smoke blocks, labelled so
 
-Needs torch-pruning, and DISTILLEDGE_SHARED: the folder with data/ and weights/. Networks are judged on the test split:
+Needs torch-pruning, and DISTILLEDGE_SHARED, the folder with data/ and weights/. Networks are judged on the test split:
 fp32 beside the same network uncut, paired; int8 is plain static int8 in ONNX Runtime. Rungs are judged on the
 validation split by the answers they share with the fp32 file. No latency is recorded here.
 """
@@ -228,6 +229,49 @@ def attempts(bench: Any) -> Iterator[tuple[str, Any]]:
         yield "16-bit activations", Attempt("w8a16", bench.fp32, precision="w8a16")
 
 
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+SIZED = {"mobilenetv1_025": (96, (0.6, 0.3)), "mobilenetv3_small_100": (96, (0.6,)), "efficientnet_b0": (128, ())}
+"""Model -> pixels, and the goals it is pruned to."""
+
+
+def sizes() -> Iterator[common.Row]:
+    """Of networks for six classes with random weights: counts do not depend on them."""
+    import torch
+
+    from distilledge.models import vision
+    from distilledge.models.pruning import widest
+    from distilledge.models.surgery import operated, variants
+
+    for name, (size, goals) in SIZED.items():
+        model = vision.create(name, classes=6, size=size).eval()
+        whole = vision.profile(model, size)
+        changed = {"as it is": model}
+        for surgery in variants(model):
+            words = f"{surgery.activation or 'as it is'}, squeeze-excite: {surgery.squeeze_excite or 'as it is'}"
+            changed[words] = operated(vision.create(name, classes=6, size=size).eval(), surgery)
+        for goal in goals:
+            most = goal * whole.macs
+            changed[f"pruned to {goal:.0%} of the MACs"] = widest(
+                model,
+                torch.zeros(1, 3, size, size),
+                lambda m, most=most, size=size: vision.profile(m, size).macs <= most,  # type: ignore[misc]
+                by="magnitude",
+                multiple=8,
+            )
+        for words, own in changed.items():
+            found = vision.profile(own, size)
+            yield {
+                "table": "sizes",
+                "recipe": f"{name} at {size}",
+                "student": words,
+                "mmacs": found.macs / 1e6,
+                "parameters": found.parameters,
+                "share_of_macs": found.macs / whole.macs,
+                "int8": vision.int8_friendliness(own)[0],
+            }
+
+
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
@@ -284,22 +328,40 @@ def table_of_rungs(rows: list[common.Row]) -> str:
     return "\n".join(lines)
 
 
+def table_of_sizes(rows: list[common.Row]) -> str:
+    lines = [
+        "| network | student | MMACs | of all, % | parameters | int8 is likely to go |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for row in (r for r in rows if r["table"] == "sizes"):
+        cells = [row["recipe"], row["student"], f"{row['mmacs']:.2f}", f"{100 * row['share_of_macs']:.1f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['parameters']:,}", row["int8"]]) + " |")
+    return "\n".join(lines)
+
+
 SHOWN = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tflite": "LiteRT"}
-TABLES = {"students.md": ("networks", table_of_networks), "int8.md": ("rungs", table_of_rungs)}
-"""Page -> the name of its markers, and the table between them."""
+TABLES = {
+    "students.md": {"sizes": table_of_sizes, "networks": table_of_networks},
+    "int8.md": {"rungs": table_of_rungs},
+}
+"""Page -> its markers, and the table between them."""
+NOT_YET = "Not recorded yet."
 
 
 def filled(name: str, page: str, results: common.Row) -> str:
-    marker, make = TABLES[name]
-    head, _, rest = page.partition(f"<!-- {marker} -->")
-    tail = rest.partition(f"<!-- /{marker} -->")[2]
-    return f"{head}<!-- {marker} -->\n{make(results['rows'])}\n<!-- /{marker} -->{tail}"
+    for marker, make in TABLES[name].items():
+        head, _, rest = page.partition(f"<!-- {marker} -->")
+        tail = rest.partition(f"<!-- /{marker} -->")[2]
+        there = any(row["table"] == marker for row in results["rows"])
+        content = make(results["rows"]) if there else NOT_YET
+        page = f"{head}<!-- {marker} -->\n{content}\n<!-- /{marker} -->{tail}"
+    return page
 
 
 def main() -> None:
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
-    parser.add_argument("--only", choices=("networks", "rungs"))
+    parser.add_argument("--only", choices=("networks", "rungs", "sizes"))
     parser.add_argument(
         "--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="uncut ones first"
     )
@@ -312,10 +374,11 @@ def main() -> None:
             path = PAGES / name
             path.write_text(filled(name, path.read_text(encoding="utf-8"), recorded(options.out)), encoding="utf-8")
         return
-    if "DISTILLEDGE_SHARED" not in os.environ:
+    if "DISTILLEDGE_SHARED" not in os.environ and options.only != "sizes":
         sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
-    made = [] if options.only == "rungs" else networks(options)
-    made += [] if options.only == "networks" or options.quick else rungs(options)
+    made = list(sizes()) if options.only in (None, "sizes") else []
+    made += networks(options) if options.only in (None, "networks") else []
+    made += rungs(options) if options.only in (None, "rungs") and not options.quick else []
     name = "surgery-quick" if options.quick else "surgery"
     earlier = [] if options.quick else recorded(options.out)["rows"]
     again = {place(row): row for row in made}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,19 @@ def test_contradictions_are_told_before_anything_runs() -> None:
     small = {"model": "mobilenetv1_025", "surgery": {"activation": "relu6"}}
     with pytest.raises(UsageError, match="E2670"):
         check_models(Recipe.model_validate({"name": "s", "student": small}))
+
+
+@pytest.mark.parametrize("name", ["students.md", "int8.md"])
+def test_the_pages_hold_what_is_recorded(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    surgery = importlib.import_module("surgery")
+    page, results = (
+        (root / "docs" / name).read_text(encoding="utf-8"),
+        surgery.recorded(root / "benchmarks" / "results"),
+    )
+    assert page == surgery.filled(name, page, results)
+    assert results["bars"] == surgery.bars(results["rows"])
+    assert len([row for row in results["rows"] if row["table"] == "sizes"]) >= 8
 
 
 @pytest.mark.slow
