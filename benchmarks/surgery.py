@@ -150,7 +150,8 @@ class Judged(NamedTuple):
 
 def rungs(options: argparse.Namespace) -> list[common.Row]:
     """Candidates of the student of ``RUNGS_OF``, whose stages must be in the store, on its validation pictures."""
-    from distilledge.pipeline.chain import BUILDERS, Chain
+    from distilledge.pipeline.builders import BUILDERS
+    from distilledge.pipeline.chain import Chain
     from distilledge.pipeline.recipe_file import load_recipe
     from distilledge.pipeline.run import device_card, silent
     from distilledge.pipeline.steps import steps

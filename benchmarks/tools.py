@@ -35,7 +35,8 @@ from tools_made import TOOLS, Case, Part, SkippedError, Tool, environments
 from distilledge.models.errors import DistilledgeError
 from distilledge.pipeline import stats, stats_counts
 from distilledge.pipeline.benchmark import samples_of
-from distilledge.pipeline.chain import BUILDERS, Chain
+from distilledge.pipeline.builders import BUILDERS
+from distilledge.pipeline.chain import Chain
 from distilledge.pipeline.compress.judge import encoder_of
 from distilledge.pipeline.compress.ladder import spread
 from distilledge.pipeline.export import describe, finished

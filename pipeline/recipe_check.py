@@ -14,6 +14,7 @@ from distilledge.pipeline.recipe import METRICS, Input, Recipe, Student, Teacher
 from distilledge.pipeline.recipe_compress import chosen
 from distilledge.pipeline.recipe_domain import domain, pictures_before
 from distilledge.pipeline.recipe_multitask import check_multitask
+from distilledge.pipeline.recipe_search_check import check_search
 from distilledge.pipeline.recipe_shots import clip_contradictions, head_contradictions
 from distilledge.pipeline.recipe_strategy import ADAPTING, FeatureExtraction, arguments, is_default
 from distilledge.pipeline.reshape import check_package, check_reshape
@@ -302,19 +303,6 @@ def _losses_of_task(recipe: Recipe) -> Found:
             yield f"loss {name} looks at states of text models", "choose hint, attention or relational"
 
 
-def _search(recipe: Recipe) -> Found:
-    search, student = recipe.search, recipe.student
-    for name in sorted(set(search.weights) - {*search.students, student.model}):
-        yield f"search.weights.{name} is of no student that is looked at", "add it to search.students"
-    if student.weights not in ("none", "hub"):
-        bare = [m for m in search.students if m != student.model and m not in search.weights]
-        if bare:
-            what = f"student.weights is a file, which is of {student.model} and not of {', '.join(bare)}"
-            yield what, "name the weights of each in search.weights: hub, none or a file"
-    if recipe.is_text and (search.students or search.sizes):
-        yield "search is of pictures", "leave it out"
-
-
 CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _task,
     _texts,
@@ -332,5 +320,5 @@ CHECKS: tuple[Callable[[Recipe], Found], ...] = (
     _compress,
     check_multitask,
     check_reshape,
-    _search,
+    check_search,
 )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from distilledge.models.errors import GateFailedError, InconclusiveError, MissingPackageError
-from distilledge.pipeline.chain import BUILDERS, Chain, Report
+from distilledge.pipeline.builders import BUILDERS
+from distilledge.pipeline.chain import Chain, Report
 from distilledge.pipeline.failpoints import failpoint
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_result import leave_result

@@ -247,7 +247,8 @@ def _pictures(stage: Stage) -> tuple[nn.Module, nn.Module, Feed | None]:
 
 def data_of(recipe: Recipe, work: Path) -> tuple[Splits, Path]:
     """The data step's result; a run's own record is left as it is."""
-    from distilledge.pipeline.chain import BUILDERS, Chain
+    from distilledge.pipeline.builders import BUILDERS
+    from distilledge.pipeline.chain import Chain
     from distilledge.pipeline.steps import VERSIONS, steps
     from distilledge.pipeline.store import Store
 

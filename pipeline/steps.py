@@ -7,18 +7,17 @@ what ``run`` would do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilledge.pipeline.data.content import content_hash, label_inputs, target_inputs, unlabelled_hash
-from distilledge.pipeline.data.listing import expand
+from distilledge.pipeline.data.content import unlabelled_hash
 from distilledge.pipeline.previous_place import previous_place
 from distilledge.pipeline.recipe import ExportTarget, Measure, Recipe, Student, Teacher, Units
 from distilledge.pipeline.recipe_compress import chosen
-from distilledge.pipeline.recipe_multitask import gate_inputs, multitask_inputs, without_tasks
+from distilledge.pipeline.recipe_multitask import gate_inputs, multitask_inputs
 from distilledge.pipeline.record import Role
 from distilledge.pipeline.reshape import RESHAPE, pruned, surgery_inputs
 from distilledge.pipeline.step_asked import asked_inputs
+from distilledge.pipeline.step_data import data_inputs
 from distilledge.pipeline.step_packages import export_packages, package_versions, training_packages
 from distilledge.pipeline.store import fingerprint
 from distilledge.pipeline.transfer import (
@@ -77,7 +76,7 @@ class Step(NamedTuple):
 
 def steps(recipe: Recipe, device_card: dict[str, Any]) -> tuple[Step, ...]:
     """The whole chain of a recipe, top to bottom. Hashes the data's and the weights' bytes; builds nothing."""
-    data = _step("data", "data", _data_inputs(recipe))
+    data = _step("data", "data", data_inputs(recipe))
     first = _teacher_pretraining(recipe, data)
     teacher = _step("teacher", "teacher", _teacher_inputs(recipe, data, first), role="teacher")
     second = _student_pretraining(recipe, data, first or teacher)
@@ -108,31 +107,8 @@ def _step(
     return Step(name, kind, inputs, fingerprint(kind, VERSIONS[kind], inputs), role, runtime, optional)
 
 
-def _data_inputs(recipe: Recipe) -> dict[str, Any]:
-    fields = recipe.data.model_dump(
-        mode="json", exclude={"cache", "workers", "path", "target", *OTHER_DATA[recipe.is_text]}
-    )
-    without_tasks(recipe.data, fields)
-    if not recipe.is_text:
-        fields["columns"] = {k: v for k, v in fields["columns"].items() if k not in TEXT_COLUMNS}
-    inputs = {"data": fields, "content": content_hash(recipe.data, recipe.task), "seed": recipe.seed}
-    inputs |= label_inputs(recipe.data)
-    inputs |= {"task": recipe.task} if recipe.is_text else {"bit_depth": recipe.student.input.bit_depth}
-    if recipe.distill.unlabelled:
-        place = str(Path(expand(recipe.distill.unlabelled)).resolve())  # its pictures are recorded by absolute path
-        inputs["unlabelled"] = {"path": place, "content": unlabelled_hash(recipe.distill.unlabelled)}
-    if recipe.data.target is not None:
-        inputs["target"] = target_inputs(recipe.data)
-    return inputs
-
-
 UNUSED = TRANSFER | RESHAPE
-OTHER_DATA = {
-    False: {"tickets", "label_separator", "max_characters", "near_duplicate_jaccard"},
-    True: {"synthetic", "min_size", "max_pixels", "exif", "frames", "near_duplicate_bits"},
-}
-"""Fields of ``data`` that say nothing to pictures (False) and to texts (True)."""
-TEXT_COLUMNS = {"text", "context", "answers", "tokens", "tags"}
+"""Fields of a model that are looked at one by one."""
 
 
 def _model_inputs(recipe: Recipe, model: Teacher | Student) -> dict[str, Any]:

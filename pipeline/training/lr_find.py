@@ -12,7 +12,8 @@ import numpy as np
 
 from distilledge.models.base import Value
 from distilledge.models.errors import RejectedError, UsageError
-from distilledge.pipeline.chain import BUILDERS, Chain
+from distilledge.pipeline.builders import BUILDERS
+from distilledge.pipeline.chain import Chain
 from distilledge.pipeline.interrupt import graceful
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.run import run_step
