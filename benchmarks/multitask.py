@@ -222,6 +222,7 @@ def no_tasks() -> Any:
 def main() -> None:
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--only-recorded", action="store_true", help="train nothing: the rows of what was run")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), choices=(1, 2, 3), help="the first so many")
     parser.add_argument("--runs", type=Path, default=None, help="file of the trainings that were run before")
     parser.add_argument("--markdown", action="store_true", help="the recorded table into docs/multitask.md, no run")
     options = parser.parse_args()
@@ -234,13 +235,15 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    seeds = SEEDS[:1] if options.quick else SEEDS
+    seeds = SEEDS[: 1 if options.quick else options.seeds]
     rows: list[common.Row] = []
     with TemporaryDirectory() as place:
         folder = Path(place)
         runs = Runs(options.runs or folder / "runs.jsonl")
         benches = []
         for name in TASKS if not options.quick else ("synthetic",):
+            if options.only_recorded and not any(run["data"] == name for run in runs.found):
+                continue
             found, data = prepared(name, folder, quick=options.quick)
             benches.append(Bench(found, data, (2, 2) if options.quick else EPOCHS[name], folder, {}))
         for hows in ((SINGLE, "fixed"), WEIGHTINGS[1:]) if not options.only_recorded else ():
