@@ -267,7 +267,6 @@ def row(runs: Runs, made: Made, shift: str, method: str, seeds: tuple[int, ...])
         "low": None if low is None else 100 * low,
         "high": None if high is None else 100 * high,
         "seeds": " ".join(f"{value:+.1f}" for value in per_seed),
-        "seconds": float(np.mean([(runs.get(shift, method, seed) or {})["seconds"] for seed in seeds])),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,14 @@ def test_a_class_that_the_source_has_not_is_refused(tmp_path: Path) -> None:
 
 
 # --- what is said
+
+
+def test_the_page_has_the_table_that_was_recorded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    recorded = json.loads((root / "benchmarks" / "results" / "domain.json").read_text(encoding="utf-8"))
+    page = (root / "docs" / "domains.md").read_text(encoding="utf-8")
+    assert importlib.import_module("domain").markdown(recorded) in page
+    assert {"dann", "coral"} <= {row["method"] for row in recorded["rows"]}
 
 
 def test_negative_transfer_is_said_in_words() -> None:
