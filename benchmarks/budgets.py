@@ -28,6 +28,7 @@ PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf", "ai-edge-litert"
 COMBINATIONS, SEEDS = 20, 4
 ALLOWED = {0: "shipped", 5: "refused", 10: "undecided"}
 """Exit code -> what came of the run."""
+INTERRUPTED = (130, 143)
 RECIPE = """\
 schema: 1
 name: {name}
@@ -137,7 +138,10 @@ def distilledge(*arguments: str) -> tuple[int, str]:
         with redirect_stdout(said):
             command()
     except SystemExit as ended:
-        return int(ended.code or 0), said.getvalue()
+        code = int(ended.code or 0)
+        if code in INTERRUPTED:
+            raise  # the same command goes on from there
+        return code, said.getvalue()
     finally:
         sys.argv = before
     return 0, said.getvalue()
