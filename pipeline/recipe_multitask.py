@@ -55,6 +55,10 @@ def gate_inputs(recipe: Recipe) -> dict[str, Any]:
     return {"multitask": recipe.multitask.max_drop_points} if tasks(recipe.data) else {}
 
 
+OF_ONE_TASK = ("feature-extraction", "ewc", "zero-shot")
+"""Strategies that know one head."""
+
+
 def check_multitask(recipe: Recipe) -> Found:
     """What contradicts several tasks in a recipe, or needs them."""
     names = tasks(recipe.data)
@@ -90,10 +94,14 @@ def _unfit(recipe: Recipe) -> Found:
     if recipe.compress.climb:
         yield "compress.climb judges one task", "set compress.climb: false"
     teacher = recipe.teacher
-    if teacher.strategy.name in ("feature-extraction", "ewc"):
+    if teacher.strategy.name in OF_ONE_TASK:
         yield f"strategy {teacher.strategy.name} is of one task", "use fine-tune, l2-sp or lora"
     if teacher.check_transfer:
         yield "check_transfer compares one task", "leave it out"
+    if recipe.data.target is not None:
+        yield "data.target is of one task", "leave it out"
+    if recipe.search.students or recipe.search.sizes:
+        yield "search is of one task", "leave it out"
 
 
 def _gradnorm(recipe: Recipe) -> Found:
@@ -104,5 +112,5 @@ def _gradnorm(recipe: Recipe) -> Found:
             yield f"{role}.training.freeze_backbone: gradnorm needs the last shared layer", "use uncertainty"
         if training.compile or training.precision == "fp16":
             yield f"{role}.training: gradnorm goes without compile and fp16", "use uncertainty"
-    if recipe.teacher.strategy.name in ("progressive", "lora"):
+    if recipe.teacher.strategy.name in ("progressive", "lora", "qlora"):
         yield f"strategy {recipe.teacher.strategy.name}: gradnorm needs the last shared layer", "use uncertainty"

@@ -31,7 +31,7 @@ from distilledge.pipeline.training.picture_feed import PictureFeed
 from distilledge.pipeline.training.stage import Stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskFeed(PictureFeed):
     """Pictures with a label of each task; sampling goes by the primary one. See ``Feed``."""
 
