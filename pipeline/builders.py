@@ -161,7 +161,7 @@ def _qat(chain: Chain, _step: Step, out: Path, partial: Path) -> Retrained:
 
     student = chain.trained("student")
     assert student is not None
-    chosen = samples_of(*chain.inputs("train", calibration=True)).rows
+    chosen = samples_of(*chain.calibration()).rows
     read = reader(student[0].input_spec, student[1])
     return tune(
         chain.recipe,
@@ -170,6 +170,23 @@ def _qat(chain: Chain, _step: Step, out: Path, partial: Path) -> Retrained:
         student,
         chain.trained("teacher"),
         calibration=[read(row) for row in spread(chosen, chain.recipe.compress.samples or len(chosen))],
+        out=out,
+        partial=partial,
+        report=chain.report,
+    )
+
+
+def _surgery(chain: Chain, _step: Step, out: Path, partial: Path) -> Retrained:
+    from distilledge.pipeline.compress.recut import recut
+
+    student = chain.trained("student")
+    assert student is not None
+    return recut(
+        chain.recipe,
+        chain.splits,
+        chain.done["data"].path,
+        student,
+        chain.trained("teacher"),
         out=out,
         partial=partial,
         report=chain.report,
@@ -287,6 +304,7 @@ BUILDERS: dict[str, tuple[type[BaseModel], Callable[[Chain, Step, Path, Path], A
     "control": (Checkpoint, _student),
     "prune": (Checkpoint, _prune),
     "qat": (Retrained, _qat),
+    "surgery": (Retrained, _surgery),
     "export": (ExportResult, _export),
     "verify": (Parities, _verify),
     "measure": (Measurements, _measure),

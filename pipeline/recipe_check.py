@@ -206,9 +206,13 @@ def _units(recipe: Recipe) -> Found:
 
 def _compress(recipe: Recipe) -> Found:
     if not recipe.compress.climb:
-        if recipe.compress.qat is not None and "qat" in recipe.compress.model_fields_set:
-            yield "compress.qat without compress.climb", "set compress.climb: true"
+        for name in sorted({"qat", "surgery"} & recipe.compress.model_fields_set):
+            if getattr(recipe.compress, name) is not None:
+                yield f"compress.{name} without compress.climb", "set compress.climb: true"
         return
+    for name in ("qat", "surgery"):
+        if recipe.is_text and getattr(recipe.compress, name) is not None:
+            yield f"compress.{name} is of pictures", "leave it out"
     wanted = chosen(text=recipe.is_text)
     if not any(set(wanted) & set(target.precisions) for target in recipe.export.targets):
         yield f"compress.climb without a target in {' or '.join(wanted)}", f"add {wanted[-1]} to export.targets"

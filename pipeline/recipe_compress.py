@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distilledge.models.base import Value
+from distilledge.models.base import Activation, SqueezeExcite, Value
 from distilledge.pipeline.recipe_data import Count, Fraction, Positive
 from distilledge.targets.base import Precision
 
-RungName = Literal["ptq", "calibration", "ranges", "equalise", "bias", "islands", "qat", "w8a16", "w8"]
+RungName = Literal["ptq", "calibration", "ranges", "equalise", "bias", "islands", "qat", "surgery", "w8a16", "w8"]
 
 
 class Qat(Value):
@@ -29,6 +29,16 @@ class Qat(Value):
     of the trained student from the start, which short trainings do not move away from it."""
 
 
+class Recut(Value):
+    """The student is cut (``student.surgery``), then distilled again (docs/students.md)."""
+
+    activation: Activation | None = "relu6"
+    squeeze_excite: SqueezeExcite | None = "drop"
+    epochs: Count = 10
+    lr: Positive = 1e-3
+    """Peak learning rate."""
+
+
 class Compress(Value):
     """The quantization ladder. Without it each runtime's plain static int8 is shipped, whatever it costs."""
 
@@ -39,10 +49,13 @@ class Compress(Value):
     """In this order. ``ptq``: plain static int8, of texts dynamic too. ``calibration``: other numbers of pictures,
     where ranges depend on them. ``ranges``: percentile, MSE and entropy ranges, SmoothQuant. ``equalise``: channels
     rescaled across layers, biases corrected. ``bias``: bias correction. ``islands``: the worst layers stay float.
-    ``qat``: distilled on in fake int8, where ``compress.qat`` is given, which adds it behind ``islands``. ``w8a16``:
-    16-bit activations. ``w8``: int8 weights only, then float16. Texts leave out what is of pictures only."""
+    ``qat``: distilled on in fake int8, where ``compress.qat`` is given, which adds it behind ``islands``. ``surgery``:
+    cut and distilled again, where ``compress.surgery`` is given. ``w8a16``: 16-bit activations. ``w8``: int8 weights
+    only, then float16. Texts leave out what is of pictures only."""
     qat: Qat | None = None
     """Adds the rung ``qat``, which trains, and only where the rungs before it did not settle a budget."""
+    surgery: Recut | None = None
+    """Adds the rung ``surgery`` behind it, which trains too."""
     samples: Count | None = None
     """Calibration pictures used; default: all of data.calibration."""
     min_agreement: Fraction = 0.98
@@ -51,14 +64,15 @@ class Compress(Value):
     """p50 over that of the float file in the same measurement: int8 that is certainly slower is refused."""
 
     @model_validator(mode="after")
-    def _with_qat(self) -> Compress:
+    def _with_trained_rungs(self) -> Compress:
         """Whoever says how to train wants the rung; whoever names the rung gets its defaults."""
-        if self.qat is None and "qat" in self.rungs:
-            object.__setattr__(self, "qat", Qat())
-        if self.qat is not None and "qat" not in self.rungs:
-            later = [self.rungs.index(name) for name in ("w8a16", "w8") if name in self.rungs]
-            at = min(later, default=len(self.rungs))
-            object.__setattr__(self, "rungs", (*self.rungs[:at], "qat", *self.rungs[at:]))
+        for name, settings in (("qat", Qat), ("surgery", Recut)):
+            if getattr(self, name) is None and name in self.rungs:
+                object.__setattr__(self, name, settings())
+            if getattr(self, name) is not None and name not in self.rungs:
+                later = [self.rungs.index(other) for other in ("w8a16", "w8") if other in self.rungs]
+                at = min(later, default=len(self.rungs))
+                object.__setattr__(self, "rungs", (*self.rungs[:at], name, *self.rungs[at:]))
         return self
 
 

@@ -19,6 +19,8 @@ def asked_inputs(recipe: Recipe, data: Named, teacher: Named, student: Named) ->
     """Name of the step, which is its kind too, and its inputs."""
     if recipe.compress.climb and recipe.compress.qat is not None:
         yield "qat", _qat(recipe, data, teacher, student)
+    if recipe.compress.climb and recipe.compress.surgery is not None:
+        yield "surgery", _surgery(recipe, data, teacher, student)
 
 
 def _qat(recipe: Recipe, data: Named, teacher: Named, student: Named) -> dict[str, Any]:
@@ -37,3 +39,17 @@ def _qat(recipe: Recipe, data: Named, teacher: Named, student: Named) -> dict[st
         return inputs
     inputs["distill"] = recipe.distill.model_dump(mode="json", include={"losses", "hard_weight", "unlabelled"})
     return inputs | ({"teacher": teacher.fingerprint} if settings.teacher == "teacher" else {})
+
+
+def _surgery(recipe: Recipe, data: Named, teacher: Named, student: Named) -> dict[str, Any]:
+    settings = recipe.compress.surgery
+    assert settings is not None
+    return {
+        "data": data.fingerprint,
+        "student": student.fingerprint,
+        "teacher": teacher.fingerprint,
+        "surgery": settings.model_dump(mode="json"),
+        "distill": recipe.distill.model_dump(mode="json", exclude={"control"}),
+        "metric": recipe.metric,
+        "seed": recipe.seed,
+    }

@@ -44,6 +44,7 @@ VERSIONS = {
     "prune": 1,
     "pretrain": 1,
     "qat": 1,
+    "surgery": 1,
     "export": 1,
     "verify": 3,
     "measure": 2,
@@ -273,7 +274,7 @@ def _compress_inputs(recipe: Recipe, runtime: RuntimeName, device_card: dict[str
     lengths = {"lengths"} if recipe.is_text and recipe.measure.lengths else set()
     measured = recipe.measure.model_dump(mode="json", include={"threads", "warmup", *lengths})
     budget = recipe.budget_of(runtime).model_dump(mode="json", exclude={"max_drop_points"})
-    settings = recipe.compress.model_dump(mode="json", exclude={"climb", "qat"})
+    settings = recipe.compress.model_dump(mode="json", exclude={"climb", "qat", "surgery"})
     decided = {"metric": recipe.metric, "seed": recipe.seed, "budget": budget, "measure": measured}
     return {**settings, **decided, "device": device_card}
 

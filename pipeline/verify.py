@@ -205,7 +205,7 @@ def _compressed_rungs(model: nn.Module, result: ExportResult, exports: Path, row
 
 
 def _twin(result: ExportResult, exported: Exported) -> Twin | None:
-    """Of a file that was trained in fake int8: it is another function than the fp32 file, and compared with its own."""
+    """Of a file that was trained by a rung: it is another function than the fp32 file, and compared with its own."""
     taken = result.ledger and result.ledger.tried[result.ledger.taken]
     return taken.twin if taken and taken.precision == exported.precision else None
 
@@ -213,9 +213,9 @@ def _twin(result: ExportResult, exported: Exported) -> Twin | None:
 def _twin_rung(exported: Exported, twin: Twin, limits: Verify) -> Rung:
     """As the ladder compared them on the device, on all validation pictures."""
     holds = twin.agreement >= limits.min_agreement_int8 and twin.cosine >= limits.min_cosine_int8
-    names = {"reference": "torch fake int8", "candidate": f"{exported.runtime} {exported.precision}"}
+    names = {"reference": twin.of, "candidate": f"{exported.runtime} {exported.precision}"}
     return _rung(
-        {"runtime": exported.runtime, **names, **twin.model_dump()},
+        {"runtime": exported.runtime, **names, **twin.model_dump(exclude={"of"})},
         f"agreement >= {limits.min_agreement_int8:g}, cosine >= {limits.min_cosine_int8:g}",
         holds=holds,
     )

@@ -105,15 +105,16 @@ class Judge:
             float_operations=exported.float_operations,
             islands=attempt.scheme.islands,
             seconds=time.perf_counter() - started,
-            twin=None if attempt.twin is None else self.beside(attempt.twin, logits),
+            twin=None if attempt.twin is None else self.beside(attempt.twin, attempt.of, logits),
             **timed,
         )
 
-    def beside(self, twin: nn.Module, logits: FloatArray) -> Twin:
+    def beside(self, twin: nn.Module, of: str, logits: FloatArray) -> Twin:
         """The file's logits beside those of ``twin``, which sees the same pictures."""
         rows = picture_rows(self.ground.inputs, InputSpec.from_dict(self.fp32.exported.input_spec)).real()
         expected = rows.by_torch(twin).logits
         return Twin(
+            of=of,
             agreement=metrics.agreement(expected, logits),
             kl=metrics.kl(expected, logits),
             cosine=metrics.cosine(expected, logits),

@@ -35,6 +35,7 @@ ISLANDS = (2, 4, 8)
 UNSTABLE = 0.25
 """Median |log2| of the ratio of the ranges of two halves from which other numbers of pictures are tried: a fifth."""
 FEWER, MOST_PICTURES = (32, 128), 512
+AFTER_SURGERY = "torch after surgery"
 EQUALISED_BY: tuple[By, ...] = ("activations", "weights")
 
 
@@ -49,7 +50,9 @@ class Attempt(NamedTuple):
     pictures: int | None = None
     """Calibration pictures; None: the recipe's."""
     twin: nn.Module | None = None
-    """The fake-quantised torch network that the file is to answer as."""
+    """The torch network that the file is to answer as, where that is not the student."""
+    of: str = ""
+    """What that is."""
 
 
 Ask = Callable[[str], tuple[Retrained, Path]]
@@ -248,7 +251,23 @@ def qat(bench: Bench) -> Iterator[Attempt]:
     learnt = {tensor: found.ranges[place] for tensor, place in places.items()}
     ends = estimated(bench.observed(source), "MSE") | learnt
     scheme = Scheme(ranges=ends, ranges_name="trained", whole=True, own_bias=True)
-    yield Attempt("qat", source, scheme, twin=network)
+    yield Attempt("qat", source, scheme, twin=network, of="torch fake int8")
+
+
+def surgery(bench: Bench) -> Iterator[Attempt]:
+    """The student without what int8 bears badly, distilled again: plain static int8, then with corrected biases."""
+    from distilledge.models.rounding import bias_corrected
+    from distilledge.pipeline import checkpoint as checkpoints
+
+    assert bench.ask is not None
+    found, directory = bench.ask("surgery")
+    if found.checkpoint is None:
+        bench.notes.append(f"surgery made no file: {found.stopped}")
+        return
+    model = checkpoints.load(found.checkpoint, directory)
+    yield Attempt("surgery", bench.exported(model), twin=model, of=AFTER_SURGERY)
+    corrected = bench.exported(bias_corrected(model, bench.pictures))
+    yield Attempt("surgery", corrected, Scheme(own_bias=True), twin=model, of=AFTER_SURGERY)
 
 
 def w8(bench: Bench) -> Iterator[Attempt]:
@@ -265,6 +284,7 @@ RUNGS: dict[RungName, Callable[[Bench], Iterator[Attempt]]] = {
     "bias": bias,
     "islands": islands,
     "qat": qat,
+    "surgery": surgery,
     "w8a16": w8a16,
     "w8": w8,
 }

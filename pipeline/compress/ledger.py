@@ -13,8 +13,10 @@ Outcome = Literal["holds", "undecided", "fails"]
 
 
 class Twin(Value):
-    """A file beside the fake-quantised torch network that it was made from, on the validation pictures."""
+    """A file beside the torch network that it was made from, on the validation pictures."""
 
+    of: str = "torch fake int8"
+    """That network."""
     agreement: float
     kl: float
     cosine: float

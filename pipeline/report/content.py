@@ -268,7 +268,7 @@ def _data_summary(run: RunRecord, stages: _Stages) -> DataSummary:
 
 def _trainings(run: RunRecord, stages: _Stages) -> list[str]:
     """The stages that left curves."""
-    rungs = [s.name for s in run.stages if s.name == "qat"]
+    rungs = [s.name for s in run.stages if s.name in ("qat", "surgery")]
     return [*(checkpoint.role for checkpoint in stages.checkpoints), *rungs]
 
 

@@ -75,10 +75,10 @@ def _line(runtime: str, one: Tried, *, taken: bool) -> list[str]:
 
 
 def trained(content: ReportContent) -> list[str]:
-    """What rungs that train in fake int8 came to: how true each file is to its network, or why there is none."""
+    """What rungs that train came to: how true each file is to its network, or why there is none."""
     twins = [(r, one.rung, one.twin) for r, ledger in content.ledgers for one in ledger.tried if one.twin is not None]
     lines = [
-        f"{runtime} {rung}: the file answers as the torch network that was trained in fake int8 in "
+        f"{runtime} {rung}: the file answers as the network that the rung trained ({twin.of}) in "
         f"{100 * twin.agreement:.1f} % of the pictures; largest difference of a logit {twin.max_abs:.3g}."
         for runtime, rung, twin in twins
     ]

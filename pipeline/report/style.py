@@ -65,7 +65,8 @@ figcaption { font-size: 13.5px; font-weight: 600; margin-bottom: 6px; }
 .t-onnx { fill: var(--onnx); } .t-openvino { fill: var(--openvino); } .t-tflite { fill: var(--tflite); }
 .accent { --c: var(--accent); } .neutral, .same { --c: var(--soft); }
 .better { --c: var(--good); } .worse { --c: var(--bad); }
-.r-teacher { --c: var(--teacher); } .r-student { --c: var(--student); } .r-control, .r-qat { --c: var(--control); }
+.r-teacher { --c: var(--teacher); } .r-student { --c: var(--student); }
+.r-control, .r-qat, .r-surgery { --c: var(--control); }
 .dot { fill: var(--c); stroke: var(--c); fill-opacity: 0.55; stroke-width: 1.5; }
 .dot.teacher { fill: var(--c); fill-opacity: 0.08; stroke-width: 2; }
 .whisker { stroke: var(--c); stroke-width: 1.6; opacity: 0.75; }
