@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import torch
+from test_qat import RECIPE, distilledge, entries, ledger
 from torch import nn
 
 from distilledge.models import vision
@@ -189,3 +191,24 @@ def test_the_exported_graph_holds_none_of_it(tmp_path: Path) -> None:
     assert {"HardSwish", "HardSigmoid"} & found["as it is"]
     assert not {"HardSwish", "HardSigmoid", "Sigmoid", "Div"} & found["cut"]
     assert "Clip" in found["cut"]
+
+
+@pytest.mark.slow
+def test_the_ladder_cuts_a_trained_student_and_distills_it_again(tmp_path: Path) -> None:
+    rung = "rungs: [ptq, surgery], surgery: {epochs: 2}, min_agreement: 1.0"
+    made = RECIPE.replace("rungs: [qat], qat: {epochs: 2}, min_agreement: 0.0", rung)
+    made = made.replace(
+        "    - {runtime: openvino, precisions: [w8a8]}\n    - {runtime: tflite, precisions: [w8a8]}\n", ""
+    )
+    made = made.replace("max_drop_points_fp32: 100", "max_drop_points_fp32: 0")
+    (tmp_path / "tiny.yaml").write_text(made)
+    done = distilledge("verify", "tiny.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (trained,) = entries(tmp_path, "surgery")
+    value = json.loads((trained / "value.json").read_text())["checkpoint"]
+    assert value["architecture"]["surgery"] == PLAIN.model_dump()
+    assert value["epochs"] == 2
+    (exported,) = (path for path in entries(tmp_path, "export") if ledger(path) is not None)
+    found = [(one["rung"], one["twin"] and one["twin"]["of"]) for one in ledger(exported)["tried"]]
+    assert found == [("ptq", None), *[("surgery", "torch after surgery")] * 2]
+    assert all(one["twin"]["cosine"] > 0.9 for one in ledger(exported)["tried"][1:])
