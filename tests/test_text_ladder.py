@@ -19,6 +19,7 @@ from made_texts import CLASSES, made_encoder, made_rows
 
 from distilledge.models import text
 from distilledge.models.errors import UsageError
+from distilledge.pipeline.compress.calibration import audit
 from distilledge.pipeline.compress.climb import choose
 from distilledge.pipeline.compress.judge import Ground
 from distilledge.pipeline.compress.ladder import RUNGS, Bench
@@ -152,6 +153,13 @@ def test_allowed_leakage_is_not_calibrated_on() -> None:
     held = [*given[4:], given[1]._replace(split="test")]
     climb = Climb(cast(Ground, None), given[:4], Samples((), text=True), held)
     assert unleaked(climb) == [0, 2, 3]
+
+
+def test_the_auditor_counts_classes_only_where_a_sample_has_one() -> None:
+    chosen = [s._replace(label=i % 2) for i, s in enumerate(samples(8)[:4])]
+    assert audit(chosen, ("a", "b", "c"), {}).missing == ("c",)
+    several = audit(chosen, (), {})
+    assert (several.pictures, several.per_class, several.missing) == (4, {}, ())
 
 
 # --- climbs -----------------------------------------------------------------------------------------------------------
