@@ -73,9 +73,7 @@ def main() -> None:
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
     parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=STUDENTS)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="of recipes; teacher.*: of texts"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="teacher.*: of texts only")
     parser.add_argument("--environments", type=Path, help="folder of the environments of Olive and optimum-intel")
     parser.add_argument("--accuracy-only", action="store_true")
     parser.add_argument("--made-only", action="store_true", help="only files that an earlier run made")
