@@ -74,11 +74,10 @@ def main() -> None:
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
     parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=STUDENTS)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="of recipes; teacher.*: of texts"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="teacher.*: of texts only")
     parser.add_argument("--environments", type=Path, help="folder of the environments of Olive and optimum-intel")
     parser.add_argument("--accuracy-only", action="store_true")
+    parser.add_argument("--made-only", action="store_true", help="only files that an earlier run made")
     parser.add_argument("--markdown", action="store_true", help="write the recorded table into the page and stop")
     options = parser.parse_args()
     if options.markdown:
@@ -111,7 +110,7 @@ def of(name: str, options: argparse.Namespace) -> Iterator[common.Row]:
         for tool, by in TOOLS[case.target.NAME].items():
             if case.recipe.is_text in by.texts:
                 try:
-                    made.append(theirs(case, tool, by))
+                    made.append(theirs(case, tool, by, only=options.made_only))
                 except SkippedError as reason:
                     problems[tool] = f"skipped: {reason}"
                 except Exception as error:  # another tool's, which is a result: it stands in its row
@@ -181,14 +180,16 @@ def ours(case: Case, export: Stored[ExportResult], *, ladder: bool = False) -> M
     return Made(PLAIN, export.path, file, file.recipe, file.seconds)
 
 
-def theirs(case: Case, tool: str, by: Tool) -> Made:
-    """Made once."""
+def theirs(case: Case, tool: str, by: Tool, *, only: bool) -> Made:
+    """Made once. ``only``: not now."""
     slug = "".join(c if c.isalnum() else "-" for c in tool)
     folder = case.folder / slug
     record = folder / "made.json"
     if record.exists():
         found = json.loads(record.read_text(encoding="utf-8"))
         return Made(tool, folder, Exported.model_validate(found["exported"]), found["how"], found["seconds"])
+    if only:
+        raise SkippedError("not made yet")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started, path = time.perf_counter(), folder / f"model{case.target.SUFFIX}"

@@ -145,14 +145,18 @@ def nncf_controlled(case: Case, path: Path) -> str:
     part, limit = case.validation, (case.recipe.budget_of("openvino").max_drop_points_fp32 or 0.5) / 100
     labels = np.asarray([s.label for s in part.samples], np.int64)
 
-    def validate(model: ov.CompiledModel, items: Iterable[Inputs]) -> tuple[float, None]:
-        found = case.judged(part, np.concatenate([model(item)[0].copy() for item in items]))
-        return stats_counts.value(found.counts, labels, metric=case.recipe.metric), None
+    def validate(model: ov.CompiledModel, items: Iterable[tuple[int, Inputs]]) -> tuple[float, None]:
+        """NNCF ranks layers on some of the items only."""
+        pairs = list(items)
+        places = [place for place, _ in pairs]
+        some = Part([part.samples[i] for i in places], part.inputs, [part.rows[i] for i in places] if part.rows else ())
+        found = case.judged(some, np.concatenate([model(array)[0].copy() for _, array in pairs]))
+        return stats_counts.value(found.counts, labels[places], metric=case.recipe.metric), None
 
     made = nncf.quantize_with_accuracy_control(
         ov.Core().read_model(case.source),
         calibration_dataset=nncf.Dataset(list(case.calibration)),
-        validation_dataset=nncf.Dataset(list(case.validated)),
+        validation_dataset=nncf.Dataset(list(enumerate(case.validated)), lambda item: item[1]),
         validation_fn=validate,
         max_drop=limit,
         model_type=kind_of(case),
