@@ -195,12 +195,11 @@ def test_the_exported_graph_holds_none_of_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_ladder_cuts_a_trained_student_and_distills_it_again(tmp_path: Path) -> None:
-    rung = "rungs: [ptq, surgery], surgery: {epochs: 2}, min_agreement: 1.0"
+    rung = "rungs: [surgery], surgery: {epochs: 2}, min_agreement: 1.0"
     made = RECIPE.replace("rungs: [qat], qat: {epochs: 2}, min_agreement: 0.0", rung)
     made = made.replace(
         "    - {runtime: openvino, precisions: [w8a8]}\n    - {runtime: tflite, precisions: [w8a8]}\n", ""
     )
-    made = made.replace("max_drop_points_fp32: 100", "max_drop_points_fp32: 0")
     (tmp_path / "tiny.yaml").write_text(made)
     done = distilledge("verify", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -210,5 +209,5 @@ def test_the_ladder_cuts_a_trained_student_and_distills_it_again(tmp_path: Path)
     assert value["epochs"] == 2
     (exported,) = (path for path in entries(tmp_path, "export") if ledger(path) is not None)
     found = [(one["rung"], one["twin"] and one["twin"]["of"]) for one in ledger(exported)["tried"]]
-    assert found == [("ptq", None), *[("surgery", "torch after surgery")] * 2]
-    assert all(one["twin"]["cosine"] > 0.9 for one in ledger(exported)["tried"][1:])
+    assert found[0] == ("surgery", "torch after surgery")
+    assert all(one["twin"]["cosine"] > 0.9 for one in ledger(exported)["tried"])
