@@ -24,7 +24,7 @@ from distilledge.pipeline.compress.qat import RangeTuning, rebuilt
 from distilledge.pipeline.compress.retrained import Retrained
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_check import check_recipe
-from distilledge.pipeline.recipe_compress import Compress, Qat
+from distilledge.pipeline.recipe_compress import Compress, Qat, Recut
 from distilledge.pipeline.steps import steps
 from distilledge.pipeline.training.evaluate import check_answers
 
@@ -188,7 +188,10 @@ def test_places_are_found_in_any_layout() -> None:
 
 def test_the_rung_comes_with_its_settings_and_before_weights_only() -> None:
     assert "qat" not in Compress().rungs
-    assert Compress(qat=Qat()).rungs == ("ptq", "ranges", "bias", "islands", "qat", "w8")
+    own = Compress().rungs
+    assert Compress(qat=Qat()).rungs == (*own[:-2], "qat", *own[-2:])
+    assert own[-2:] == ("w8a16", "w8")
+    assert Compress(qat=Qat(), surgery=Recut()).rungs == (*own[:-2], "qat", "surgery", *own[-2:])
     assert Compress(rungs=("qat",)).qat == Qat()
     assert Compress.model_validate(Compress(qat=Qat()).model_dump()) == Compress(qat=Qat())
 

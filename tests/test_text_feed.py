@@ -418,8 +418,8 @@ CLASHES: dict[str, tuple[dict[str, Any], str]] = {
         "loss hidden looks at states of text models",
     ),
     "pretraining on pictures": (
-        {"task": "image-classification", "teacher": {"pretraining": {}}},
-        "teacher.pretraining is of text tasks",
+        {"task": "image-classification", "teacher": {"pretraining": {"objective": "mlm"}}},
+        "teacher.pretraining.objective: mlm is of texts",
     ),
     "copies of pictures": (
         {"task": "image-classification", "distill": {"augment_text": {}}},
