@@ -89,7 +89,7 @@ def _file_result(facts: _Facts, role: str, model: str, file: Exported) -> FileRe
         spread_ms=_spread(timing),
         launch_medians_ms=_launch_medians(timing),
         chosen=name in facts.chosen,
-        shipped=name in facts.chosen and facts.judged[name].outcome != "fail",
+        shipped=name in facts.chosen and facts.judged[name].outcome == "pass",
         not_compared=not_compared(timing.flags) if timing else (),
         verdict=verdict,
     )

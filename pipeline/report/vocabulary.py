@@ -55,7 +55,7 @@ class FileResult(Value):
     chosen: bool = False
     """The file that is its runtime's to ship."""
     shipped: bool
-    """It is, and breaks no budget."""
+    """It is, and keeps every budget."""
     not_compared: tuple[str, ...] = ()
     """Flags of its timing by which its ratios say nothing."""
     verdict: Verdict | None
