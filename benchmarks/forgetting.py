@@ -23,7 +23,7 @@ import common
 import numpy as np
 from transfer import T_95, Data, accuracy_of
 
-SIDE, SEEDS, TESTED = 48, (0, 1, 2), 100
+SIDE, SEEDS, TESTED = 48, tuple(range(8)), 100
 SOURCE = ("airplane", "automobile", "bird", "cat", "deer", "dog")
 TARGET = ("frog", "horse", "ship", "truck")
 """Not as many as the source's: the target's head must not start from the source's."""
