@@ -157,7 +157,7 @@ def interval(values: list[float]) -> tuple[float, float | None, float | None]:
     points = 100 * np.array(values)
     if len(points) < 2:
         return float(points.mean()), None, None
-    half = {**T_95, 4: 3.182, 5: 2.776}[len(points)] * points.std(ddof=1) / np.sqrt(len(points))
+    half = {**T_95, 8: 2.365}[len(points)] * points.std(ddof=1) / np.sqrt(len(points))
     return float(points.mean()), float(points.mean() - half), float(points.mean() + half)
 
 
