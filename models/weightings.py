@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,7 +14,7 @@ Norms = Callable[[Tensor], Tensor]
 """Losses (T,) -> for each the length of its gradient by the last shared layer's weight, (T,), no graph kept of it."""
 
 
-class Weighting(nn.Module):
+class Weighting(nn.Module, ABC):
     """Losses of the tasks (T,) -> the scalar that is minimised. ``present`` (T,): tasks the batch says something of."""
 
     watches_gradients = False
@@ -24,12 +25,12 @@ class Weighting(nn.Module):
         super().__init__()
         self.alpha, self.rate = alpha, rate
 
-    def forward(self, losses: Tensor, present: Tensor, norms: Norms) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, losses: Tensor, present: Tensor, norms: Norms) -> Tensor: ...
 
+    @abstractmethod
     def weights(self) -> Tensor:
         """(T,) the factors of the losses now."""
-        raise NotImplementedError
 
 
 class Fixed(Weighting):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from distilledge.models.losses import one_hot
 from distilledge.pipeline.recipe import Augment, Training
@@ -46,9 +46,12 @@ class PictureFeed:
     def batch(self, loaded: Loaded, counters: tuple[int, ...], accelerator: Accelerator) -> Batch:
         device = accelerator.device
         pictures = loaded.inputs.to(device, non_blocking=True)
-        labels = torch.from_numpy(self.labels)[loaded.indices]
-        targets = one_hot(labels, self.classes).to(device, non_blocking=True)
+        targets = self.targets(loaded).to(device, non_blocking=True)
         return mix(Batch(pictures, targets), self.augment, generator(Purpose.MIX, self.seed, *counters))
+
+    def targets(self, loaded: Loaded) -> Tensor:
+        """(N, classes)."""
+        return one_hot(torch.from_numpy(self.labels)[loaded.indices], self.classes)
 
     def validate(
         self, model: nn.Module, to_input: nn.Module, accelerator: Accelerator, poll: Callable[[], None]

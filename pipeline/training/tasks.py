@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from distilledge.models import metrics
 from distilledge.models.errors import UsageError
@@ -22,10 +22,8 @@ from distilledge.models.weightings import WEIGHTINGS, Weighting
 from distilledge.pipeline.data.labels import Labels, read_labels
 from distilledge.pipeline.recipe import Recipe, Training
 from distilledge.pipeline.record import Sample
-from distilledge.pipeline.training.counters import Purpose, generator
 from distilledge.pipeline.training.evaluate import FloatArray, finite, validate
 from distilledge.pipeline.training.loaded import Loaded
-from distilledge.pipeline.training.mixing import Batch, mix
 from distilledge.pipeline.training.objective import balanced_weights
 from distilledge.pipeline.training.picture_feed import PictureFeed
 from distilledge.pipeline.training.stage import Stage
@@ -39,14 +37,10 @@ class TaskFeed(PictureFeed):
     task_labels: Labels
     validation_task_labels: Labels
 
-    def batch(self, loaded: Loaded, counters: tuple[int, ...], accelerator: Accelerator) -> Batch:
-        """Targets (N, sum of classes): for each task its class, or zeros."""
-        device = accelerator.device
-        pictures = loaded.inputs.to(device, non_blocking=True)
+    def targets(self, loaded: Loaded) -> Tensor:
+        """(N, sum of classes): for each task its class, or zeros."""
         labels = torch.from_numpy(self.task_labels)[loaded.indices]
-        hot = [one_hot(labels[:, i], len(head.classes)) for i, head in enumerate(self.heads)]
-        targets = torch.cat(hot, 1).to(device, non_blocking=True)
-        return mix(Batch(pictures, targets), self.augment, generator(Purpose.MIX, self.seed, *counters))
+        return torch.cat([one_hot(labels[:, i], len(head.classes)) for i, head in enumerate(self.heads)], 1)
 
     def validate(
         self, model: nn.Module, to_input: nn.Module, accelerator: Accelerator, poll: Callable[[], None]
