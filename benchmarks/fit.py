@@ -138,11 +138,9 @@ def trained(student: Student, paths: Sequence[Path], out: Path) -> Any:
     from torch import nn
 
     from distilledge.models import vision
-    from distilledge.pipeline import checkpoint as checkpoints
     from distilledge.pipeline.inputs import normalise
-    from distilledge.pipeline.record import Checkpoint
     from distilledge.pipeline.search.candidates import Candidate
-    from distilledge.pipeline.search.fit import input_spec
+    from distilledge.pipeline.search.fit import described, input_spec
     from distilledge.targets.ondevice.preprocess import preprocess
 
     torch.manual_seed(1)
@@ -163,22 +161,7 @@ def trained(student: Student, paths: Sequence[Path], out: Path) -> Any:
         nn.functional.cross_entropy(model(rows[chosen]), labels[chosen]).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    size = vision.profile(model, student.size)
-    return Checkpoint(
-        role="student",
-        model=student.model,
-        classes=tuple(f"class {number}" for number in range(CLASSES)),
-        input_spec=spec.to_dict(),
-        weights_sha256=checkpoints.save_weights(model.state_dict(), out),
-        parameters=size.parameters,
-        macs=size.macs,
-        validation={},
-        best_epoch=1,
-        epochs=1,
-        seconds=0.0,
-        samples_per_second=0.0,
-        precision="fp32",
-    )
+    return described(model, Candidate(student.model, student.size), spec, CLASSES, out)
 
 
 def timed(student: Student, runtime: str, stored: dict[str, Any], plan: Plan) -> list[common.Row]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from distilledge.targets.measure import measure
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.samples import pictures
 from distilledge.targets.saturation import saturates
+
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger("distilledge")
 VERSIONS = {"candidate": 1, "fit": 1}
@@ -200,6 +203,13 @@ def untrained(recipe: Recipe, one: Candidate, classes: int, seen: Sequence[Path]
     torch.set_rng_state(before)
     rows = np.stack([preprocess(path, spec) for path in seen])
     as_trained(model, normalise(rows, spec))
+    return described(model, one, spec, classes, out)
+
+
+def described(model: nn.Module, one: Candidate, spec: InputSpec, classes: int, out: Path) -> Checkpoint:
+    """Write the weights into ``out``; the record of a student that no stage trained."""
+    from distilledge.models import vision
+
     size = vision.profile(model, one.size)
     return Checkpoint(
         role="student",
