@@ -1,15 +1,14 @@
-"""Students that are cut: surgery and pruning; and the ladder's rungs without training that they are an alternative to.
+"""Students that are cut: surgery and pruning, trained, and what is left of them.
 
     python benchmarks/surgery.py                   all of it; what is in the store of --work is not redone
-    python benchmarks/surgery.py --only rungs      equalisation, 16-bit activations, sizes of the calibration set
     python benchmarks/surgery.py --only networks   surgery and pruning, trained
     python benchmarks/surgery.py --only sizes      MACs and parameters after surgery and pruning; no data, no training
     python benchmarks/surgery.py --markdown        the recorded tables into the pages, nothing is run
     python benchmarks/surgery.py --quick           the networks under their smoke blocks, labelled so
 
 Needs torch-pruning, and DISTILLEDGE_SHARED, the folder with data/ and weights/. Networks are judged on the test split:
-fp32 beside the same network uncut, paired; int8 is plain static int8 in ONNX Runtime. Rungs are judged on the
-validation split by the answers they share with the fp32 file. No latency is recorded here.
+fp32 beside the same network uncut, paired; int8 is plain static int8 in ONNX Runtime. No latency is recorded here. The
+ladder's rung of surgery is in rungs.py.
 """
 
 from __future__ import annotations
@@ -20,20 +19,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import common
 import numpy as np
 
-from distilledge.models.metrics import kl
 from distilledge.pipeline.outcomes import classified
 from distilledge.pipeline.record import Checkpoint, ExportResult, RunRecord, Scores
 from distilledge.pipeline.stats_counts import drop
 
-PAGES = Path(__file__).parents[1] / "docs"
+PAGE = Path(__file__).parents[1] / "docs" / "students.md"
 PACKAGES = ("torch", "timm", "torch-pruning", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer")
 MAX_DROP = 0.5
 """Points that a pruned network may lose to the uncut one, by value."""
@@ -134,102 +130,6 @@ def spread(name: str, estimate: Any) -> common.Row:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-# --- rungs -----------------------------------------------------------------------------------------------------------
-
-RUNGS_OF = "magnetic-tile-tiny"
-COUNTS = (32, 128, 512)
-
-
-class Judged(NamedTuple):
-    """The student of ``RUNGS_OF`` in one runtime."""
-
-    student: Any
-    bench: Any
-    judge: Any
-
-
-def rungs(options: argparse.Namespace) -> list[common.Row]:
-    """Candidates of the student of ``RUNGS_OF``, whose stages must be in the store, on its validation pictures."""
-    from distilledge.pipeline.builders import BUILDERS
-    from distilledge.pipeline.chain import Chain
-    from distilledge.pipeline.recipe_file import load_recipe
-    from distilledge.pipeline.run import device_card, silent
-    from distilledge.pipeline.steps import steps
-    from distilledge.pipeline.store import Store
-
-    recipe = load_recipe(Path(str(files("distilledge.pipeline.recipes"))) / f"{RUNGS_OF}.yaml")
-    chain = Chain(recipe, Store(options.work / "store"), steps(recipe, device_card(recipe)), silent)
-    for step in chain.steps:
-        found = chain.store.lookup(step.kind, step.fingerprint, BUILDERS[step.kind][0])
-        if found is not None:
-            chain.done[step.name] = found
-    wanted = [f"export-student-{runtime}" for runtime in options.runtimes]
-    if missing := [name for name in ("data", "student", *wanted) if name not in chain.done]:
-        sys.exit(f"not in the store: {', '.join(missing)}; first: distilledge run {RUNGS_OF} --work {options.work}")
-    rows = []
-    with TemporaryDirectory() as folder:
-        for runtime in options.runtimes:
-            rows += judged(chain, runtime, Path(folder))
-    return rows
-
-
-def judged(chain: Any, runtime: str, folder: Path) -> Iterator[common.Row]:
-    from distilledge.pipeline.benchmark import samples_of
-    from distilledge.pipeline.checkpoint import load
-    from distilledge.pipeline.compress.judge import Ground, Judge
-    from distilledge.pipeline.compress.stage import Student, bench_of
-    from distilledge.pipeline.export import describe, finished
-    from distilledge.pipeline.inventory import opened
-    from distilledge.targets import get
-
-    target, recipe, exported = get(runtime), chain.recipe, chain.done[f"export-student-{runtime}"]
-    checkpoint, directory = chain.trained("student")
-    fp32 = next(f for f in exported.value.files if f.precision == "fp32")
-    student = Student(target, load(checkpoint, directory), describe(checkpoint, target), fp32, exported.path)
-    work = folder / runtime
-    work.mkdir()
-    calibration, train = (samples_of(*chain.inputs("train", calibration=c)) for c in (True, False))
-    bench = bench_of(student, calibration.rows, work, train.rows)
-    validation = chain.inputs("validation")
-    with opened("local") as device:
-        ground = Ground(recipe, recipe.budget_of(runtime), device, validation[0], samples_of(*validation))
-        judge = Judge(ground, fp32, bench.fp32.parent)
-        for number, (name, attempt) in enumerate(attempts(bench)):
-            out = work / f"candidate-{number}"
-            out.mkdir()
-            path, words = bench.make(attempt, out)
-            made = finished(target, [path], attempt.precision, words, student.deployable, 0.0)
-            logits = judge.answers(judge.fp32.model_copy(update={"directory": str(out), "exported": made}))
-            row = {
-                "table": "rungs",
-                "recipe": RUNGS_OF,
-                "runtime": runtime,
-                "file": name,
-                "precision": attempt.precision,
-                "how": words,
-                "pictures": len(logits),
-                "agreement": float((logits.argmax(1) == judge.reference.argmax(1)).mean()),
-                "kl": kl(judge.reference, logits),
-                "size_share": made.size_bytes / fp32.size_bytes,
-            }
-            yield row
-
-
-def attempts(bench: Any) -> Iterator[tuple[str, Any]]:
-    """As the ladder makes them, beside the plain file and corrected biases; sizes of the set whether stable or not."""
-    from distilledge.pipeline.compress.ladder import EQUALISED_BY, Attempt, Scheme
-
-    yield "plain static int8", Attempt("ptq", bench.fp32)
-    for count in COUNTS:
-        yield f"{count} calibration pictures", Attempt("calibration", bench.fp32, pictures=count)
-    for by in EQUALISED_BY:
-        source = bench.equalised(by)
-        yield f"equalised by {by}", Attempt("equalise", source, Scheme(own_bias=True, equalised=by))
-    yield "bias correction", Attempt("bias", bench.corrected(), Scheme(own_bias=True))
-    if "w8a16" in bench.target.PRECISIONS:
-        yield "16-bit activations", Attempt("w8a16", bench.fp32, precision="w8a16")
-
-
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 SIZED = {"mobilenetv1_025": (96, (0.6, 0.3)), "mobilenetv3_small_100": (96, (0.6,)), "efficientnet_b0": (128, ())}
@@ -287,7 +187,7 @@ def bars(rows: list[common.Row]) -> list[common.Row]:
 
 def place(row: common.Row) -> tuple[object, ...]:
     """What a row is of: a later run takes the place of an earlier one."""
-    return row["table"], row["recipe"], row.get("runtime"), row.get("file") or row["student"]
+    return row["table"], row["recipe"], row["student"]
 
 
 def recorded(results: Path) -> common.Row:
@@ -314,21 +214,6 @@ def table_of_networks(rows: list[common.Row]) -> str:
     return "\n".join(lines)
 
 
-def table_of_rungs(rows: list[common.Row]) -> str:
-    """A line for each file, two columns for each runtime."""
-    own = [r for r in rows if r["table"] == "rungs"]
-    runtimes = list(dict.fromkeys(r["runtime"] for r in own))
-    titles = [f"{SHOWN[runtime]}, % | KL" for runtime in runtimes]
-    lines = [f"| file | {' | '.join(titles)} |", "|---|" + "---:|" * 2 * len(runtimes)]
-    for name in dict.fromkeys(r["file"] for r in own):
-        found = {r["runtime"]: r for r in own if r["file"] == name}
-        cells = [
-            f"{100 * found[r]['agreement']:.1f} | {found[r]['kl']:.4f}" if r in found else "- | -" for r in runtimes
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def table_of_sizes(rows: list[common.Row]) -> str:
     lines = [
         "| network | student | MMACs | of all, % | parameters | int8 is likely to go |",
@@ -340,17 +225,13 @@ def table_of_sizes(rows: list[common.Row]) -> str:
     return "\n".join(lines)
 
 
-SHOWN = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tflite": "LiteRT"}
-TABLES = {
-    "students.md": {"sizes": table_of_sizes, "networks": table_of_networks},
-    "int8.md": {"rungs": table_of_rungs},
-}
-"""Page -> its markers, and the table between them."""
+TABLES = {"sizes": table_of_sizes, "networks": table_of_networks}
+"""Markers of the page, and the table between them."""
 NOT_YET = "Not recorded yet."
 
 
-def filled(name: str, page: str, results: common.Row) -> str:
-    for marker, make in TABLES[name].items():
+def filled(page: str, results: common.Row) -> str:
+    for marker, make in TABLES.items():
         head, _, rest = page.partition(f"<!-- {marker} -->")
         tail = rest.partition(f"<!-- /{marker} -->")[2]
         there = any(row["table"] == marker for row in results["rows"])
@@ -362,24 +243,20 @@ def filled(name: str, page: str, results: common.Row) -> str:
 def main() -> None:
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
-    parser.add_argument("--only", choices=("networks", "rungs", "sizes"))
+    parser.add_argument("--only", choices=("networks", "sizes"))
     parser.add_argument(
         "--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="uncut ones first"
     )
-    parser.add_argument("--runtimes", nargs="+", default=list(SHOWN), choices=list(SHOWN))
     parser.add_argument("--markdown", action="store_true", help="write the recorded tables into the pages and stop")
     options = parser.parse_args()
     options.work = options.work.absolute()
     if options.markdown:
-        for name in TABLES:
-            path = PAGES / name
-            path.write_text(filled(name, path.read_text(encoding="utf-8"), recorded(options.out)), encoding="utf-8")
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), recorded(options.out)), encoding="utf-8")
         return
     if "DISTILLEDGE_SHARED" not in os.environ and options.only != "sizes":
         sys.exit("set DISTILLEDGE_SHARED to the folder with data/ and weights/")
     made = list(sizes()) if options.only in (None, "sizes") else []
     made += networks(options) if options.only in (None, "networks") else []
-    made += rungs(options) if options.only in (None, "rungs") and not options.quick else []
     name = "surgery-quick" if options.quick else "surgery"
     earlier = [] if options.quick else recorded(options.out)["rows"]
     again = {place(row): row for row in made}
