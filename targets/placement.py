@@ -66,7 +66,7 @@ def with_placement(
     """
     for candidate in candidates:
         if (candidate.name, threads) not in taken:
-            taken[candidate.name, threads] = _read_back(file_of(candidate), device, threads)
+            taken[candidate.name, threads] = read_back(file_of(candidate), device, threads)
     found = [taken.get((m.name, threads)) for m in measurements]
     return [flagged(m, f.placement) if f else m for m, f in zip(measurements, found, strict=True)]
 
@@ -76,7 +76,7 @@ def flagged(measurement: Measurement, placement: Placement) -> Measurement:
     return measurement.model_copy(update={"placement": placement, "unit_flags": flags})
 
 
-def _read_back(file: File, device: Device, threads: int) -> Profile:
+def read_back(file: File, device: Device, threads: int) -> Profile:
     """As ``profile``; a runtime that dies of its own profiler costs the placement, not the figures: it says why."""
     try:
         return profile(file, device, threads=threads)

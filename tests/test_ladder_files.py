@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from distilledge.pipeline.compress.judge import Ground
+from distilledge.pipeline.compress.ledger import Ledger
 from distilledge.pipeline.compress.stage import Climb, Student, climb_runtime
 from distilledge.pipeline.export import finished
 from distilledge.pipeline.recipe import Budget, Recipe
 from distilledge.pipeline.recipe_compress import Compress
 from distilledge.pipeline.record import Sample
 from distilledge.targets import get
-from distilledge.targets.base import Deployable
+from distilledge.targets.base import Deployable, Exported
 from distilledge.targets.devices.local import LocalDevice
 from distilledge.targets.ondevice.preprocess import InputSpec, preprocess
 from distilledge.targets.samples import pictures
@@ -75,24 +76,33 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, list[Samp
     return model, samples, root
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "openvino", "tflite"])
-def test_the_ladder_repairs_what_plain_int8_breaks(
-    made: tuple[nn.Module, list[Sample], Path], runtime: str, tmp_path: Path
-) -> None:
+def climbed(
+    made: tuple[nn.Module, list[Sample], Path], runtime: str, folder: Path, compress: Compress
+) -> tuple[Exported, Ledger, Path]:
+    """The file taken, the ledger, and the folder that the file lies in."""
     model, samples, root = made
     target = get(runtime)
     deployable = Deployable(
         input_spec=SPEC.to_dict(), height=SIZE, width=SIZE, mean=SPEC.mean, std=SPEC.std, classes=CLASSES
     )
-    fp32 = finished(target, [target.export(model, deployable, tmp_path)], "fp32", "as exported", deployable, 0.0)
-    recipe = Recipe(name="outlier", compress=Compress(climb=True, rungs=("ptq", "islands"), max_slowdown=100.0))
+    fp32 = finished(target, [target.export(model, deployable, folder)], "fp32", "as exported", deployable, 0.0)
+    recipe = Recipe(name="outlier", compress=compress)
     calibration, validation = samples[:32], samples[32:]
     inputs = pictures([root / s.path for s in validation])
     ground = Ground(recipe, Budget(max_drop_points_fp32=10.0), LocalDevice(), validation, inputs)
     given = Climb(ground, calibration, pictures([root / s.path for s in calibration]), validation)
-    out = tmp_path / "out"
+    out = folder / "out"
     out.mkdir()
-    taken, ledger = climb_runtime(Student(target, model, deployable, fp32, tmp_path), given, out)
+    taken, ledger = climb_runtime(Student(target, model, deployable, fp32, folder), given, out)
+    return taken, ledger, out
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino", "tflite"])
+def test_the_ladder_repairs_what_plain_int8_breaks(
+    made: tuple[nn.Module, list[Sample], Path], runtime: str, tmp_path: Path
+) -> None:
+    compress = Compress(climb=True, rungs=("ptq", "islands"), max_slowdown=100.0)
+    taken, ledger, out = climbed(made, runtime, tmp_path, compress)
     naive, shipped = ledger.tried[0], ledger.tried[ledger.taken]
     assert naive.outcome == "fails"
     assert naive.agreement < 0.5
@@ -105,3 +115,15 @@ def test_the_ladder_repairs_what_plain_int8_breaks(
     assert len(ledger.layers) == 4
     assert ledger.layers[0].place in (1, 2)  # the convolutions before and behind the large channel
     assert ledger.audit.pictures == 32
+
+
+def test_what_is_refused_for_its_speed_says_where_the_time_goes(
+    made: tuple[nn.Module, list[Sample], Path], tmp_path: Path
+) -> None:
+    compress = Compress(climb=True, rungs=("islands",), max_slowdown=1e-3)
+    _, ledger, _ = climbed(made, "onnx", tmp_path, compress)
+    (refused,) = ledger.tried
+    assert refused.outcome == "fails"
+    assert refused.slowness is not None
+    assert sum(share.share for share in refused.slowness.shares) == pytest.approx(1.0, abs=0.05)
+    assert refused.slowness.words in refused.reason

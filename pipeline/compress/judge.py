@@ -15,6 +15,7 @@ from distilledge.pipeline import gate, stats_counts
 from distilledge.pipeline.compress.climb import INT8, outcome_of
 from distilledge.pipeline.compress.ladder import Attempt
 from distilledge.pipeline.compress.ledger import Tried, Twin
+from distilledge.pipeline.compress.slowness import Slowness, slowness
 from distilledge.pipeline.evidence import noun
 from distilledge.pipeline.inputs import picture_rows
 from distilledge.pipeline.outcomes import Outcomes, classified, distinct, outcomes
@@ -27,6 +28,7 @@ from distilledge.targets.devices.base import Device
 from distilledge.targets.measure import Candidate, measure, score
 from distilledge.targets.ondevice.preprocess import InputSpec
 from distilledge.targets.ondevice.text import TextEncoder, TextSpec
+from distilledge.targets.placement import file_of, read_back
 from distilledge.targets.samples import Samples, is_text
 
 QUICK_SAMPLES, LAUNCHES = 256, 2
@@ -89,6 +91,9 @@ class Judge:
         if sound and outcome_of(checks) != "fails":
             timed, more = self.timed(candidate)
             checks += more
+            if any(check.what.startswith(SLOWDOWN) for check in more):
+                profile = read_back(file_of(candidate), self.ground.device, self.threads)
+                timed["slowness"] = slowness(profile, exported.float_operations, islands=bool(attempt.scheme.islands))
         conversions = target.boundaries(directory / exported.files[0])
         outcome = outcome_of(checks) if sound else "fails"
         return Tried(
@@ -96,7 +101,7 @@ class Judge:
             recipe=exported.recipe,
             precision=exported.precision,
             outcome=outcome,
-            reason=self.reason(checks, conversions, exported.float_operations, sound=sound),
+            reason=self.reason(checks, conversions, exported.float_operations, timed.get("slowness"), sound=sound),
             drop=drop,
             agreement=float(np.mean([a == b for a, b in zip(found.answers, self.reference.answers, strict=True)])),
             answers=answers,
@@ -169,13 +174,17 @@ class Judge:
         assert ratio is not None
         return found, ratio
 
+    @property
+    def threads(self) -> int:
+        return self.ground.recipe.measure.threads[0]
+
     def launches(self, candidate: Candidate, length: int | None) -> tuple[Measurement, ...]:
         """Of the fp32 file and the candidate."""
         settings = self.ground.recipe.measure
         return measure(
             [self.fp32, candidate],
             self.ground.device,
-            threads=settings.threads[0],
+            threads=self.threads,
             samples=QUICK_SAMPLES,
             min_seconds=0.0,
             launches=LAUNCHES,
@@ -193,7 +202,15 @@ class Judge:
         check = gate.check_of(what, ratio, limit)
         return [check] if check.outcome == "fails" else []
 
-    def reason(self, checks: Sequence[Check], conversions: int, operations: Sequence[str], *, sound: bool) -> str:
+    def reason(
+        self,
+        checks: Sequence[Check],
+        conversions: int,
+        operations: Sequence[str],
+        slow: Slowness | None,
+        *,
+        sound: bool,
+    ) -> str:
         """Each limit that is not certainly kept, in words."""
         if not sound:
             return f"collapsed: one answer to all {noun(self.ground.recipe)}, or no number"
@@ -213,7 +230,7 @@ class Judge:
                 words[-1] += f", interval up to {check.high:.3g}" + (
                     f": needs {more:,} more {noun(self.ground.recipe)}" if more else ""
                 )
-        return "; ".join(words) or "every budget holds"
+        return "; ".join([*words, *([slow.words] if slow else [])]) or "every budget holds"
 
     @property
     def many(self) -> int:

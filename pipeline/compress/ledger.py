@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from distilledge.models.base import Value
+from distilledge.pipeline.compress.slowness import Slowness
 from distilledge.pipeline.stats import Estimate
 from distilledge.targets.base import Precision
 from distilledge.targets.scheme import LayerError
@@ -52,6 +53,8 @@ class Tried(Value):
     conversions: int = 0
     """Operations that only turn float into int8 or back, as the runtime runs it."""
     float_operations: tuple[str, ...] = ()
+    slowness: Slowness | None = None
+    """Where it was refused for being slower than fp32."""
     islands: tuple[str, ...] = ()
     seconds: float
     twin: Twin | None = None
