@@ -60,7 +60,7 @@ def main() -> None:
     names = [n for n in NETWORKS if not options.quick or n != "student 3x384"]
     rows = []
     with TemporaryDirectory() as folder:
-        made = {name: network(name, max(lengths), Path(folder) / name.replace(" ", "-")) for name in names}
+        made = {n: network(n, NETWORKS[n], max(lengths), Path(folder) / n.replace(" ", "-")) for n in names}
         for runtime in INT8:
             rows += timed(runtime, made, lengths, Path(folder), quick=options.quick)
     judge = names[-1] if options.quick else "student 3x384"
@@ -88,7 +88,7 @@ def markdown(rows: list[common.Row]) -> str:
     return "\n".join(lines)
 
 
-def network(name: str, length: int, folder: Path) -> tuple[Checkpoint, Path]:
+def network(name: str, config: dict[str, int], length: int, folder: Path) -> tuple[Checkpoint, Path]:
     """A checkpoint with random weights; its tokenizer is learned from generated tickets."""
     folder.mkdir()
     tokenizer = text_tokenizer.learned(tickets(), 4000)
@@ -104,7 +104,7 @@ def network(name: str, length: int, folder: Path) -> tuple[Checkpoint, Path]:
     torch.manual_seed(0)
     net = text.from_config(
         "bert",
-        NETWORKS[name],
+        config,
         task="text-classification",
         classes=77,
         vocabulary_size=8000,
@@ -144,32 +144,40 @@ def timed(
     runtime: str, made: dict[str, tuple[Checkpoint, Path]], lengths: Sequence[int], folder: Path, *, quick: bool
 ) -> list[common.Row]:
     """All files of one runtime in one run."""
-    calibration = Samples(tuple({"text": line, "context": None} for line in tickets()[:64]), text=True)
-    exports: list[tuple[ExportResult, Path]] = []
-    for name, (checkpoint, directory) in made.items():
+    exports = []
+    for name, one in made.items():
         out = folder / f"{runtime}-{name.replace(' ', '-')}"
-        out.mkdir()
-        role: Role = "teacher" if name.startswith("teacher") else "student"
-        result = export(
-            checkpoint,
-            directory,
-            role=role,
-            runtime=runtime,
-            precisions=["fp32", INT8[runtime]],
-            calibration=calibration,
-            out=out,
-            saturates=saturates(LocalDevice().facts()),
-        )
-        exports.append((result, out))
+        exports.append((exported(runtime, one, ["fp32", INT8[runtime]], out), out))
     settings = Measure(
         samples=256 if quick else 1024, min_seconds=0, launches=1 if quick else 3, lengths=tuple(lengths)
     )
-    found = measure_exports(exports, calibration, settings, LocalDevice()).items
+    found = measure_exports(exports, lines(), settings, LocalDevice()).items
     files = [(name, e, file) for name, (e, _) in zip(made, exports, strict=True) for file in e.files]
     rounds = [found[i : i + len(files)] for i in range(0, len(found), len(files))]
     return [
         row(name, file.size_bytes, m) for round_ in rounds for (name, _, file), m in zip(files, round_, strict=True)
     ]
+
+
+def exported(runtime: str, made: tuple[Checkpoint, Path], precisions: Sequence[Precision], out: Path) -> ExportResult:
+    checkpoint, directory = made
+    out.mkdir()
+    role: Role = "teacher" if checkpoint.model.startswith("teacher") else "student"
+    return export(
+        checkpoint,
+        directory,
+        role=role,
+        runtime=runtime,
+        precisions=precisions,
+        calibration=lines(),
+        out=out,
+        saturates=saturates(LocalDevice().facts()),
+    )
+
+
+def lines() -> Samples:
+    """Texts to calibrate on and to time."""
+    return Samples(tuple({"text": line, "context": None} for line in tickets()[:64]), text=True)
 
 
 def row(name: str, size_bytes: int, m: Measurement) -> common.Row:
