@@ -9,14 +9,14 @@ from distilledge.pipeline.recipe_strategy import ADAPTING
 
 PAIRED = ("dann", "coral", "mmd")
 """Strategies whose steps hold pictures or texts of both domains."""
-TASKS = ("image-classification", "text-classification")
+ADAPTED = ("image-classification", "text-classification")
 """Of one label for each picture or text."""
 
 
 def domain(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Findings: what is wrong, and the edit that mends it."""
     teacher, training, name = recipe.teacher, recipe.teacher.training, recipe.teacher.strategy.name
-    if recipe.data.target is not None and recipe.task not in TASKS:
+    if recipe.data.target is not None and recipe.task not in ADAPTED:
         what = f"data.target is of pictures and of text-classification, not of {recipe.task}"
         yield what, "leave it out; teacher.pretraining.corpus brings a text model to its field"
     if name not in ADAPTING:

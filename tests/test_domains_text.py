@@ -15,11 +15,13 @@ from made_texts import PARTS, PLACES, SYMPTOMS, TIMES
 from distilledge.models import text
 from distilledge.models.errors import DistilledgeError, GateFailedError, RejectedError, UsageError
 from distilledge.models.features import FeatureTap
+from distilledge.pipeline.chain import Chain
 from distilledge.pipeline.data.text_prepare import prepare_texts
 from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_check import check_recipe
 from distilledge.pipeline.record import Splits, read_samples, read_texts
 from distilledge.pipeline.steps import steps
+from distilledge.pipeline.store import Store, Stored
 from distilledge.pipeline.training.adaptation import head_width
 from distilledge.pipeline.training.text_domain_feed import TextPairs
 from distilledge.pipeline.training.text_feed import LengthSteps
@@ -111,6 +113,20 @@ def test_texts_of_the_target_are_learned_from_without_labels_and_scored_with(tmp
     assert test[0][0].path == "target-test/test.jsonl:1"
     audit = json.loads((out / "audit.json").read_text())
     assert audit["texts_per_split"]["target"] == 36
+
+
+def test_files_are_calibrated_and_compared_on_texts_of_the_target(tmp_path: Path) -> None:
+    given = files(tmp_path)
+    splits, out = prepared(tmp_path, given)
+    chain = Chain(recipe_of(given), Store(tmp_path / "store"), (), lambda _: None)
+    chain.done["data"] = Stored(splits, out, "", False, 0.0)
+    learned = [words for words, _ in sentences(12, of_target=True)]
+    parts = [[row.text for row in texts] for _, _, texts in (chain.calibration(), chain.compared())]
+    assert len(parts[0]) == 8
+    assert sorted(parts[0] + parts[1]) == sorted(learned)
+    assert [s.path for s in chain.compared()[0]] == [s.path for s in read_samples(out, "target") if not s.calibration]
+    prepared(tmp_path, given, calibration=36)  # then none is left to compare with
+    assert {s.split for s in chain.compared()[0]} == {"validation"}
 
 
 def test_labels_of_a_table_are_not_read(tmp_path: Path) -> None:
