@@ -22,6 +22,8 @@ from distilledge.pipeline.recipe_check import check_recipe
 from distilledge.pipeline.record import Splits, read_samples, read_texts
 from distilledge.pipeline.steps import steps
 from distilledge.pipeline.store import Store, Stored
+from distilledge.pipeline.suggest import propose
+from distilledge.pipeline.suggest_look import facts_of
 from distilledge.pipeline.training.adaptation import head_width
 from distilledge.pipeline.training.text_domain_feed import TextPairs
 from distilledge.pipeline.training.text_feed import LengthSteps
@@ -252,6 +254,17 @@ def test_the_fingerprint_knows_the_targets_texts_but_not_where_they_lie(tmp_path
     assert before.fingerprint != after.fingerprint
     plain = Recipe.model_validate({"name": "t", "task": "text-classification"})
     assert all("target" not in json.dumps(s.inputs) for s in steps(plain, {}) if s.kind in ("data", "teacher"))
+
+
+def test_coral_is_proposed_where_a_recipe_names_a_target_of_texts(tmp_path: Path) -> None:
+    given = files(tmp_path)
+    made = propose(facts_of(recipe_of(given), given.source))
+    assert made.strategy == "coral"
+    assert str(given.target) in made.lines
+    assert "adabn" not in "".join(made.also)  # it is of pictures
+    plain = recipe_of(given, target=None)
+    assert propose(facts_of(plain, given.source)).strategy != "coral"
+    assert propose(facts_of(plain, given.source, target="x.txt")).strategy == "coral"
 
 
 # --- steps
