@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from itertools import product
 from pathlib import Path
@@ -323,3 +324,16 @@ def test_the_losses_look_at_the_pooled_states_that_the_head_is_given() -> None:
     assert embedding.shape == (2, head_width(net))
     torch.testing.assert_close(embedding[0], hidden[0, :4].mean(0))  # padding is not pooled
     torch.testing.assert_close(net.head(embedding), net(ids))
+
+
+# --- what was measured
+
+
+def test_the_page_has_the_table_that_was_recorded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    recorded = json.loads((root / "benchmarks" / "results" / "domain_text.json").read_text(encoding="utf-8"))
+    page = (root / "docs" / "domains.md").read_text(encoding="utf-8")
+    assert importlib.import_module("domain_text").markdown(recorded) in page
+    assert {"dann", "coral", "mmd", "source-only"} <= {row["method"] for row in recorded["rows"]}
+    assert recorded["conditions"]["made"]
+    assert not recorded["conditions"]["quick"]
