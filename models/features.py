@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from distilledge.models.errors import UsageError
+from distilledge.models.text_net import TextNet
 from distilledge.models.vision_names import head_names
 
 
@@ -128,7 +129,8 @@ class FeatureTap:
         for name in dict.fromkeys(self._modules):
             self._handles.append(self._model.get_submodule(name).register_forward_hook(self._recorder(name)))
         if self._embedding:
-            head = self._model.get_submodule(head_names(self._model)[0])
+            name = "head" if isinstance(self._model, TextNet) else head_names(self._model)[0]
+            head = self._model.get_submodule(name)
             self._handles.append(head.register_forward_pre_hook(self._record_embedding))
         return self
 

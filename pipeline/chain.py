@@ -68,9 +68,13 @@ class Chain:
         return self.inputs("train" if self.recipe.data.target is None else "target", calibration=True)
 
     def compared(self) -> tuple[list[Sample], Path, list[TextRow]]:
-        """What torch and the files are compared on: validation, or the target's pictures that do not calibrate."""
-        free = [] if self.recipe.data.target is None else [s for s in self.samples("target") if not s.calibration]
-        return (free, self.root, []) if free else self.inputs("validation")
+        """What torch and the files are compared on: validation, or samples of the target that do not calibrate."""
+        if self.recipe.data.target is None:
+            return self.inputs("validation")
+        samples, place, texts = self.inputs("target")
+        free = [i for i, sample in enumerate(samples) if not sample.calibration]
+        chosen = [samples[i] for i in free], place, [texts[i] for i in free] if texts else []
+        return chosen if free else self.inputs("validation")
 
     @property
     def root(self) -> Path:

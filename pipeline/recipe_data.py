@@ -112,14 +112,17 @@ class Tickets(Value):
 
 
 class Target(Value):
-    """Where the model will run, if the labelled pictures are of elsewhere: domain adaptation, of pictures."""
+    """Where the model will run, if the labelled pictures or texts are of elsewhere: domain adaptation. Of texts for
+    text-classification."""
 
     path: str
     """Pictures of the target. With ``test``: a folder (searched through) or a manifest; no label is read. Without: a
     folder or manifest with splits, of which ``test`` is scored on and the rest learned from without labels.
+    Texts: a .csv, .tsv, .jsonl or .parquet file, .txt (a text a line), or a folder with train and test files.
     ``$NAME`` is expanded."""
     test: str = ""
-    """Labelled pictures of the target, a folder with a folder per class or a manifest: scored on alone."""
+    """Labelled pictures of the target, a folder with a folder per class or a manifest, or a file of labelled texts:
+    scored on alone."""
     source_only: bool = True
     """With a strategy that adapts: train the same teacher without the target too, under the same budget, so that the
     report says whether adaptation helped or hurt."""

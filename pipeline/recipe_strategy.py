@@ -15,7 +15,7 @@ from distilledge.pipeline.recipe_training import Lora
 class Strategy(Value):
     name: str = "fine-tune"
     """A key of ``STRATEGIES``: fine-tune, discriminative, feature-extraction, progressive, l2-sp, ewc, lora, qlora
-    or zero-shot; with ``data.target`` dann, coral, mmd or adabn."""
+    or zero-shot; with ``data.target`` dann, coral, mmd or (of pictures) adabn."""
     arguments: dict[str, float | int | bool | str] = {}
     """What the strategy takes; see docs/transfer.md."""
 

@@ -25,7 +25,7 @@ def data_inputs(recipe: Recipe) -> dict[str, Any]:
         place = str(Path(expand(recipe.distill.unlabelled)).resolve())  # its pictures are recorded by absolute path
         inputs["unlabelled"] = {"path": place, "content": unlabelled_hash(recipe.distill.unlabelled)}
     if recipe.data.target is not None:
-        inputs["target"] = target_inputs(recipe.data)
+        inputs["target"] = target_inputs(recipe.data, recipe.task)
     return inputs
 
 

@@ -19,6 +19,7 @@ from distilledge.pipeline.data.text_describe import describe_text, is_text
 from distilledge.pipeline.init import draft
 from distilledge.pipeline.init_counts import train_share
 from distilledge.pipeline.recipe import Recipe
+from distilledge.pipeline.recipe_domain import ADAPTED
 from distilledge.pipeline.recipe_file import load_recipe
 from distilledge.pipeline.record import Sample
 from distilledge.pipeline.suggest import Facts, keeps_source
@@ -65,7 +66,7 @@ def facts_of(recipe: Recipe | None, data: Path, *, target: str = "", keep: bool 
         return Facts("image-classification", 0, len(rows), 0, 0, (), target, keep, pretrained=False)
     target = target or _target_of(recipe)
     keep = keep or keeps_source(recipe)
-    return _of_texts(recipe, keep) if recipe.is_text else _of_pictures(recipe, target, keep)
+    return _of_texts(recipe, target, keep) if recipe.is_text else _of_pictures(recipe, target, keep)
 
 
 def _target_of(recipe: Recipe) -> str:
@@ -73,7 +74,7 @@ def _target_of(recipe: Recipe) -> str:
     return str(found["path"]) if found else ""
 
 
-def _of_texts(recipe: Recipe, keep: bool) -> Facts:
+def _of_texts(recipe: Recipe, target: str, keep: bool) -> Facts:
     if recipe.data.path == "synthetic" or not is_text(recipe.data.path):
         raise RejectedError("E3581", f"no texts to look at: {recipe.data.path}", "give a file of texts")
     found = describe_text(recipe.data.path)
@@ -90,7 +91,7 @@ def _of_texts(recipe: Recipe, keep: bool) -> Facts:
         classes=len(counts),
         per_class=smallest if whole else train_share(0, smallest),
         label_columns=(),
-        target="",
+        target=target if recipe.task in ADAPTED else "",
         keep_source=keep,
         pretrained=recipe.teacher.weights != "none" or recipe.teacher.pretraining is not None,
         attention=True,

@@ -86,15 +86,15 @@ def target_data(data: Data, place: str) -> Data:
     return data.model_copy(update={"path": place, "format": "auto", "target": None})
 
 
-def target_inputs(data: Data) -> dict[str, dict[str, str]]:
-    """What a target is to a step's fingerprint: contents, and places, because its pictures have absolute paths."""
+def target_inputs(data: Data, task: TaskName) -> dict[str, dict[str, str]]:
+    """What a target is to a step's fingerprint: contents; and places, because its pictures have absolute paths."""
     assert data.target is not None
-    places = {"path": data.target.path, "test": data.target.test}
-    return {
-        name: {"place": str(Path(expand(place)).resolve()), "content": content_hash(target_data(data, place))}
-        for name, place in places.items()
-        if place
-    }
+    places = {name: place for name in ("path", "test") if (place := getattr(data.target, name))}
+    made = {name: {"content": content_hash(target_data(data, place), task)} for name, place in places.items()}
+    if task == "image-classification":
+        for name, place in places.items():
+            made[name]["place"] = str(Path(expand(place)).resolve())
+    return made
 
 
 def _manifest_paths(file: Path, data: Data) -> list[str]:

@@ -1,7 +1,8 @@
 """The target of a domain adaptation: pictures to learn from without labels, and labelled ones that are scored on.
 
-In a data stage with a target, ``test`` is the target's test part, ``target`` are the pictures without labels, and
-the source's own test part is ``source-test``. Calibration pictures are of the target: the student runs there.
+Of texts see ``text_target``. In a data stage with a target, ``test`` is the target's test part, ``target`` are the
+pictures without labels, and the source's own test part is ``source-test``. Calibration pictures are of the target: the
+student runs there.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def join(
     """
     assert data.target is not None
     listed = target_rows(data, data.target, findings)
-    _check_classes({row.label for row in source[0] if row.label}, listed, findings)
+    check_target_classes({row.label for row in source[0] if row.label}, listed, findings)
     rows = [row._replace(split="source-test") if row.split == "test" else row for row in source[0]]
     facts, bad = list(source[1]), []
     for row, found in zip(listed, examine_all([row.path for row in listed], spec, data.workers), strict=True):
@@ -63,7 +64,7 @@ def join(
     findings += audit.check_bad(bad, listed, data.max_bad, shown(report / "bad_files.jsonl"))
     rows, facts = _without_tested(rows, facts, findings)
     check_overlap(rows, facts, spec, findings, allowed=data.allow_leakage, root=root)
-    chosen, more = _calibrate(rows, data.calibration, seed)
+    chosen, more = calibrate_target(rows, data.calibration, seed)
     findings += more
     return Joined(rows, facts, [*source[2], *bad], chosen)
 
@@ -111,7 +112,9 @@ def _listed(data: Data, place: str) -> Listing:
     return listing(own, Path())
 
 
-def _check_classes(known: set[str], listed: Sequence[Row], findings: list[Finding]) -> None:
+def check_target_classes(
+    known: set[str], listed: Sequence[Row], findings: list[Finding], noun: str = "pictures"
+) -> None:
     """Raise ``RejectedError`` for a class that the source has not; a class without a test picture is a warning."""
     tested = {row.label or "" for row in listed if row.split == "test"}
     for label in sorted(tested - known):
@@ -120,7 +123,7 @@ def _check_classes(known: set[str], listed: Sequence[Row], findings: list[Findin
         raise RejectedError("E3533", f"the target's test part has a class of its own: {shown(label)!r}", hint)
     absent = [shown(name) for name in sorted(known - tested)]
     if absent:
-        what = f"classes without a test picture of the target: {few(absent)}"
+        what = f"classes without a test {noun[:-1]} of the target: {few(absent)}"
         findings.append(finding("target_classes", "warning", what, absent))
 
 
@@ -162,12 +165,14 @@ def _copies(rows: Sequence[Row], facts: Sequence[Facts], spec: InputSpec, root: 
     return copies
 
 
-def _calibrate(rows: Sequence[Row], wanted: int, seed: int) -> tuple[set[int], list[Finding]]:
+def calibrate_target(
+    rows: Sequence[Row], wanted: int, seed: int, noun: str = "pictures"
+) -> tuple[set[int], list[Finding]]:
     """Of the target's unlabelled pictures: what the int8 file will see is what its ranges are taken of."""
     free = [i for i, row in enumerate(rows) if row.split == "target"]
     own = [rows[i] for i in free]
     groups = [row.group or row.path for row in own]
-    chosen, found = splits.calibration([row.path for row in own], [""] * len(own), groups, wanted, seed)
+    chosen, found = splits.calibration([row.path for row in own], [""] * len(own), groups, wanted, seed, noun)
     return {free[i] for i in chosen}, [
         f.model_copy(update={"message": f"of the target, without labels: {f.message.removesuffix(', of every class')}"})
         for f in found

@@ -19,6 +19,7 @@ from distilledge.pipeline.data.text_audit import NOUN
 from distilledge.pipeline.data.text_files import TextRecord
 from distilledge.pipeline.data.text_formats import TextListing, text_listing, unlabelled_texts
 from distilledge.pipeline.data.text_rows import Entry, normalise, parse, row_of
+from distilledge.pipeline.data.text_target import join_texts
 from distilledge.pipeline.recipe import Data, TaskName
 from distilledge.pipeline.record import Sample, Splits, TextRow
 
@@ -60,9 +61,12 @@ def prepare_texts(
         labelled = [entry for entry in looked.entries if entry.row.split != "unlabelled"]
         parts = [entry.row.split or "train" for entry in labelled]
         findings += text_audit.check_coverage(labelled, parts, task, source.source)
-        rows = _stratified(looked.entries, task)
-        chosen, more = calibrate(rows, data.calibration, seed, NOUN)
-        findings += more
+        if data.target is None:
+            chosen, more = calibrate(_stratified(looked.entries, task), data.calibration, seed, NOUN)
+            findings += more
+        else:
+            joined = join_texts(data, looked.entries, task, looked.bad, findings, report=report, seed=seed)
+            looked, chosen = looked._replace(entries=joined.entries), joined.chosen
     except DistilledgeError as error:
         findings.append(Finding(kind=error.code, severity="error", count=1, message=error.what))
         _write_audit(report, findings, looked, task)
@@ -146,7 +150,7 @@ def _record(
 
 
 def _sample(entry: Entry, task: TaskName, classes: Sequence[str], calibration: bool) -> Sample:
-    row, unlabelled = entry.row, entry.row.split == "unlabelled"
+    row, unlabelled = entry.row, entry.row.split in ("unlabelled", "target")
     single = classes.index(entry.labels[0]) if task == "text-classification" and entry.labels else 0
     return Sample(
         path=row.path,

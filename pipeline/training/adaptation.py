@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distilledge.models.domains import adapt_batch_norm, batch_norms, check_batch_norm
 from distilledge.models.errors import RejectedError, UsageError
+from distilledge.models.text_net import TextNet
 from distilledge.models.transfer import head_module
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.record import Sample, data_root, read_samples
@@ -39,7 +40,7 @@ Finished = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def domain_feed(stage: Stage, feed: Feed, strategy: str) -> DomainFeed:
-    """``feed`` with the target's pictures beside the source's. Raises ``UsageError`` for texts and without a target."""
+    """``feed`` with the target's pictures beside the source's. Raises ``RejectedError`` without a target."""
     if not isinstance(feed, PictureFeed):
         raise UsageError("E2531", f"strategy {strategy} is of pictures", "use lora, or teacher.pretraining on texts")
     target = target_samples(stage)
@@ -57,6 +58,8 @@ def target_samples(stage: Stage) -> list[Sample]:
 
 def head_width(model: nn.Module) -> int:
     """Columns of the head's input. Raises ``UsageError`` for a head that is neither linear nor a 1x1 convolution."""
+    if isinstance(model, TextNet):
+        return int(model.config.hidden_size)
     head = model.get_submodule(head_module(model))
     if isinstance(head, nn.Linear):
         return head.in_features

@@ -16,7 +16,7 @@ from distilledge.models.losses_total import DistillationLoss
 from distilledge.models.text import TextNet
 from distilledge.pipeline.data.text_formats import read_corpus
 from distilledge.pipeline.recipe import Recipe
-from distilledge.pipeline.record import Checkpoint, Role, Splits, read_texts
+from distilledge.pipeline.record import Checkpoint, Role, Split, Splits, read_texts
 from distilledge.pipeline.training import many
 from distilledge.pipeline.training.events import Report
 from distilledge.pipeline.training.language_feed import LanguageFeed, hold_out
@@ -24,6 +24,9 @@ from distilledge.pipeline.training.objective import Objective
 from distilledge.pipeline.training.stage import Stage, Taught, run_stage
 from distilledge.pipeline.training.text_stage import NoTap, cut_alike, describe, taught
 from distilledge.pipeline.training.text_start import Start, loaded, start, strings
+
+OWN: tuple[Split, ...] = ("train", "unlabelled", "target")
+"""Splits that a language model learns from, where the recipe names no corpus."""
 
 
 def pretrain(
@@ -143,5 +146,5 @@ def corpus(stage: Stage) -> list[str]:
     """The texts of the recipe's corpus, else of the train split and of what has no labels; never of a tested split."""
     if stage.language.corpus is not None:
         return read_corpus(stage.language.corpus, stage.recipe.data.columns)
-    pairs = read_texts(stage.data_dir, "train") + read_texts(stage.data_dir, "unlabelled")
+    pairs = [pair for split in OWN for pair in read_texts(stage.data_dir, split)]
     return [line for line in strings(row for _, row in pairs) if line.strip()]

@@ -34,6 +34,8 @@ from distilledge.pipeline.training.objective import Objective, Tap
 from distilledge.pipeline.training.probe import Probe, as_it_is, probe
 from distilledge.pipeline.training.source_text import Language
 from distilledge.pipeline.training.stage import TRAINER, Made, Stage, run_stage, write
+from distilledge.pipeline.training.text_domain_feed import text_domain_feed
+from distilledge.pipeline.training.text_feed import TextFeed
 
 log = logging.getLogger("distilledge.training")
 HEAD_SAVED = 1.0
@@ -194,8 +196,14 @@ def _probed(made: Probe) -> Change:
     )
 
 
+def _both_domains(subject: Subject, name: str) -> Feed:
+    if subject.language is not None and isinstance(subject.feed, TextFeed):
+        return text_domain_feed(subject.stage, subject.feed, subject.language.started.encoder)
+    return adaptation.domain_feed(subject.stage, subject.feed, name)
+
+
 def dann(subject: Subject, arguments: given.Dann) -> Change:
-    feed = adaptation.domain_feed(subject.stage, subject.feed, "dann")
+    feed = _both_domains(subject, "dann")
     width = adaptation.head_width(subject.model)
     with weights_drawn(subject.stage.recipe.seed, adaptation.DOMAINS):
         classifier = Dann(width, hidden=arguments.hidden, weight=arguments.weight, gamma=arguments.gamma)
@@ -203,13 +211,12 @@ def dann(subject: Subject, arguments: given.Dann) -> Change:
 
 
 def coral(subject: Subject, arguments: given.Coral) -> Change:
-    feed = adaptation.domain_feed(subject.stage, subject.feed, "coral")
-    return Change(feed=feed, auxiliary=Distance(domains.coral, arguments.weight))
+    return Change(feed=_both_domains(subject, "coral"), auxiliary=Distance(domains.coral, arguments.weight))
 
 
 def mmd(subject: Subject, arguments: given.Mmd) -> Change:
-    feed = adaptation.domain_feed(subject.stage, subject.feed, "mmd")
-    return Change(feed=feed, auxiliary=Distance(partial(domains.mmd, kernels=arguments.kernels), arguments.weight))
+    distance = partial(domains.mmd, kernels=arguments.kernels)
+    return Change(feed=_both_domains(subject, "mmd"), auxiliary=Distance(distance, arguments.weight))
 
 
 def adabn(subject: Subject, arguments: given.AdaBn) -> Change:

@@ -130,12 +130,19 @@ class LengthSteps(Steps):
         self._lengths = lengths
 
     def order(self, epoch: int) -> IntArray:
-        steps = super().order(epoch)
-        flat, block = steps.reshape(-1), SORTED * self.step_size
-        parts = [flat[i : i + block] for i in range(0, len(flat), block)]
-        made = np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in parts])
-        cut = made.reshape(steps.shape)
-        return np.asarray(cut[generator(Purpose.ORDER, self._seed, epoch, 1).permutation(len(cut))])
+        return self.shuffled(like_length(super().order(epoch), self._lengths), epoch)
+
+    def shuffled(self, steps: IntArray, epoch: int) -> IntArray:
+        """The rows of (steps, size) in the epoch's random order."""
+        return np.asarray(steps[generator(Purpose.ORDER, self._seed, epoch, 1).permutation(len(steps))])
+
+
+def like_length(steps: IntArray, lengths: IntArray) -> IntArray:
+    """Indices (steps, size), sorted by length within each ``SORTED`` steps."""
+    flat, block = steps.reshape(-1), SORTED * steps.shape[1]
+    parts = [flat[i : i + block] for i in range(0, len(flat), block)]
+    made = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+    return made.reshape(steps.shape)
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,7 @@ class TextFeed:
     def labels(self) -> IntArray:
         return self.train.labels
 
-    def steps(self, settings: Training, seed: int, accelerator: Accelerator) -> Steps:
+    def steps(self, settings: Training, seed: int, accelerator: Accelerator) -> LengthSteps:
         return length_steps(self.lengths, self.labels, settings, seed, accelerator)
 
     def loader(self, steps: Steps, *, pin: bool) -> Iterable[Loaded]:

@@ -70,7 +70,7 @@ def train_student(
         )
         objective = Objective(student, nn.Identity(), loss, task=stage.recipe.task, tap=NoTap())
         return run_stage(stage, objective, feed, made)
-    pairs += read_texts(stage.data_dir, "unlabelled")
+    pairs += read_texts(stage.data_dir, "unlabelled") + read_texts(stage.data_dir, "target")
     changed = changes(stage, started, len(pairs), taught_by, language)
     feed = make_feed(stage, started, pairs, taught_by, changed)
     teacher = loaded(taught_by).eval()

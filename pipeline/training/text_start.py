@@ -14,7 +14,7 @@ from distilledge.models.text import TextNet
 from distilledge.models.text_build import check_length
 from distilledge.pipeline import checkpoint as checkpoints
 from distilledge.pipeline.data.listing import expand
-from distilledge.pipeline.record import TextRow, read_texts
+from distilledge.pipeline.record import Sample, TextRow, read_texts
 from distilledge.pipeline.training import text_tokenizer
 from distilledge.pipeline.training.counters import weights_drawn
 from distilledge.pipeline.training.stage import Stage, Taught
@@ -82,9 +82,14 @@ def tokenizer_of(stage: Stage, parent: Taught | None, pretrained: Taught | None)
     if part.text.tokenizer == "model":
         return text_tokenizer.of_model(part.model, part.weights)
     if part.text.tokenizer == "train":
-        rows = (row for _, row in read_texts(stage.data_dir, "train"))
+        rows = (row for _, row in read_where(stage))
         return text_tokenizer.learned(strings(rows), part.text.vocabulary or text_tokenizer.VOCABULARY)
     return text_tokenizer.of_file(part.text.tokenizer)
+
+
+def read_where(stage: Stage) -> list[tuple[Sample, TextRow]]:
+    """The texts that say which words a model will meet: those of train, and of the target without their labels."""
+    return read_texts(stage.data_dir, "train") + read_texts(stage.data_dir, "target")
 
 
 def strings(rows: Iterable[TextRow]) -> list[str]:
@@ -160,8 +165,8 @@ def made_of(
     given, unknown = stage.part.text, special.unknown
     if not given.config:
         return text.student_of(teacher, given.layers, vocabulary=vocabulary, unknown_id=unknown)
-    train = read_texts(stage.data_dir, "train")
-    ids = [encoder.encode(plain(row)) for _, row in train[:: 1 + len(train) // LOOKED_AT]]
+    seen = read_where(stage)
+    ids = [encoder.encode(plain(row)) for _, row in seen[:: 1 + len(seen) // LOOKED_AT]]
     sample = [collate_ids(ids[n : n + 64], special.pad) for n in range(0, len(ids), 64)]
     return text.narrowed(teacher, given.layers, given.config, sample, vocabulary=vocabulary, unknown_id=unknown)
 
@@ -178,12 +183,12 @@ def _shares_tokenizer(stage: Stage) -> bool:
 
 
 def kept_rows(stage: Stage, encoder: TextEncoder, special: Special) -> list[int]:
-    """Special tokens, then those of the train split, the most frequent first, then others in the tokenizer's order.
+    """Special tokens, then those that are learned from, the most frequent first, then others in the tokenizer's order.
 
     That order is often by frequency in the corpus the tokenizer was learned from: common words that train lacks stay.
     """
     counts: Counter[int] = Counter()
-    for row in strings(row for _, row in read_texts(stage.data_dir, "train")):
+    for row in strings(row for _, row in read_where(stage)):
         counts.update(encoder.encode({"text": row}).tolist())
     frequent = sorted(counts, key=lambda token: (-counts[token], token))
     others = range(encoder.vocabulary)
