@@ -83,11 +83,11 @@ def _other_domain(facts: Facts) -> Proposal | None:
     if not facts.target:
         return None
     why = "labels are of one domain, the model will run in another: what differs between the two is to be unlearned"
-    lines = f"data:\n  target: {{path: {facts.target}}}\nteacher:\n  strategy: coral\n"
-    others = "dann and mmd are the others: compare on the target"
+    lines = f"data:\n  target: {{path: {facts.target}}}\nteacher:\n  strategy: mmd\n"
+    others = "dann and coral are the others: compare on the target"
     if facts.task == "image-classification":
         others = f"adabn costs no training; {others}"
-    return _if_known("coral", why, lines, others)
+    return _if_known("mmd", why, lines, others)
 
 
 def _keep(facts: Facts) -> Proposal | None:

@@ -52,7 +52,7 @@ FACTS = Facts(
     ("changed", "strategy", "says"),
     [
         ({"samples": 0, "unlabelled": 90}, "zero-shot", "none of 90 pictures has a label"),
-        ({"target": "photos/"}, "coral", "the model will run in another"),
+        ({"target": "photos/"}, "mmd", "the model will run in another"),
         ({"keep_source": True}, "ewc", "the source must be kept"),
         ({"keep_source": True, "attention": True}, "lora", "the source must be kept"),
         ({"pretrained": False}, "fine-tune", "nothing to transfer"),

@@ -257,15 +257,15 @@ def test_the_fingerprint_knows_the_targets_texts_but_not_where_they_lie(tmp_path
     assert all("target" not in json.dumps(s.inputs) for s in steps(plain, {}) if s.kind in ("data", "teacher"))
 
 
-def test_coral_is_proposed_where_a_recipe_names_a_target_of_texts(tmp_path: Path) -> None:
+def test_mmd_is_proposed_where_a_recipe_names_a_target_of_texts(tmp_path: Path) -> None:
     given = files(tmp_path)
     made = propose(facts_of(recipe_of(given), given.source))
-    assert made.strategy == "coral"
+    assert made.strategy == "mmd"
     assert str(given.target) in made.lines
     assert "adabn" not in "".join(made.also)  # it is of pictures
     plain = recipe_of(given, target=None)
-    assert propose(facts_of(plain, given.source)).strategy != "coral"
-    assert propose(facts_of(plain, given.source, target="x.txt")).strategy == "coral"
+    assert propose(facts_of(plain, given.source)).strategy != "mmd"
+    assert propose(facts_of(plain, given.source, target="x.txt")).strategy == "mmd"
 
 
 # --- steps
