@@ -18,10 +18,13 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
+from typing import Any, NoReturn
 
-PICTURES = ("distilledge.pipeline.run", "timm", "accelerate", "sklearn.metrics", "onnxscript", "onnxruntime.quantization")
+TRAINING = ("distilledge.pipeline.run", "timm", "accelerate", "sklearn.metrics")
+PICTURES = (*TRAINING, "onnxscript", "onnxruntime.quantization")
 TEXTS = (*PICTURES, "transformers", "peft")
 TIMEOUT_S = 900
+COMMAND = "from distilledge.pipeline.cli import main; main()"
 _servers: list[subprocess.Popen[str]] = []
 
 
@@ -33,17 +36,25 @@ def distilledge(
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in ``cwd``; ``python``: the options of a new interpreter in place of a fork."""
-    command = [sys.executable, *(python or ()), "-m", "distilledge.pipeline.cli", *arguments]
+    if python is None:
+        return forked(COMMAND, *arguments, cwd=cwd, imports=imports, **environment)
+    command = [sys.executable, *python, "-m", "distilledge.pipeline.cli", *arguments]
     surroundings = {**os.environ, "NO_COLOR": "1", **environment}
-    if python is not None:
-        return subprocess.run(
-            command, cwd=cwd, env=surroundings, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
-        )
+    return subprocess.run(
+        command, cwd=cwd, env=surroundings, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
+    )
+
+
+def forked(
+    code: str, *arguments: str, cwd: Path, imports: tuple[str, ...] = PICTURES, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """What ``python -c code arguments`` does. Variables that a library reads when it is imported come too late."""
+    surroundings = {**os.environ, "NO_COLOR": "1", **environment}
     with tempfile.TemporaryDirectory() as folder:
-        request = {"arguments": arguments, "cwd": str(cwd), "environment": surroundings, "imports": imports}
-        status = _ask(json.dumps({**request, "folder": folder}))
+        request = {"code": code, "arguments": arguments, "cwd": str(cwd), "environment": surroundings}
+        status = _ask(json.dumps({**request, "imports": imports, "folder": folder}))
         out, err = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
-    return subprocess.CompletedProcess(command, status, out, err)
+    return subprocess.CompletedProcess(["python", "-c", code, *arguments], status, out, err)
 
 
 def _ask(request: str) -> int:
@@ -71,7 +82,7 @@ def _end(server: subprocess.Popen[str]) -> None:
 
 
 def serve() -> None:
-    """Until standard input ends; returns in each fork too, after its command."""
+    """Until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an import prints is no answer
     while line := sys.stdin.readline():
@@ -83,30 +94,35 @@ def serve() -> None:
         if not (child := os.fork()):
             answers.close()
             run(request)
-            return
         _, status = os.waitpid(child, 0)
         answers.write(f"{os.waitstatus_to_exitcode(status)}\n")
         answers.flush()
 
 
-def run(request: dict[str, object]) -> None:
-    """What ``python -m distilledge.pipeline.cli`` does, in this fork."""
+def run(request: dict[str, Any]) -> NoReturn:
+    """In the fork."""
     for descriptor, name in ((0, os.devnull), (1, f"{request['folder']}/stdout"), (2, f"{request['folder']}/stderr")):
         opened = os.open(name, os.O_RDWR | os.O_CREAT)
         os.dup2(opened, descriptor)
         os.close(opened)
-    os.chdir(str(request["cwd"]))
+    os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ.update(request["environment"])  # type: ignore[arg-type,call-overload]
-    sys.argv[:] = ["distilledge", *request["arguments"]]  # type: ignore[misc]
-    from distilledge.pipeline.cli import main
-
-    main()
+    os.environ.update(request["environment"])
+    sys.argv[:] = ["-c", *request["arguments"]]
+    status: object = 0
+    try:
+        exec(request["code"], {"__name__": "__main__"})
+    except SystemExit as error:
+        status = error.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Destructors of libraries wait for threads that a fork does not have.
+    os._exit(status if isinstance(status, int) else status is not None)
 
 
 if __name__ == "__main__":
-    try:
-        serve()
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    serve()

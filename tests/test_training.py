@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from launched import TRAINING, forked
 from PIL import Image
 
 from distilledge.models import vision
@@ -224,21 +225,14 @@ KILLED = textwrap.dedent(
 )
 
 
-def start(made: Recipe, data: Path, out: Path, partial: Path, failpoint: str = "") -> subprocess.Popen[str]:
-    arguments = [made.model_dump_json(by_alias=True), SPLITS_VALUE.model_dump_json(), str(data), str(out), str(partial)]
-    environment = {**os.environ, "DISTILLEDGE_FAILPOINT": failpoint, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", KILLED, *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def given(made: Recipe, data: Path, out: Path, partial: Path) -> list[str]:
+    return [made.model_dump_json(by_alias=True), SPLITS_VALUE.model_dump_json(), str(data), str(out), str(partial)]
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out.split(), err
+def finish(made: Recipe, data: Path, out: Path, partial: Path, failpoint: str = "") -> tuple[int, list[str]]:
+    arguments = given(made, data, out, partial)
+    done = forked(KILLED, *arguments, cwd=out, imports=TRAINING, DISTILLEDGE_FAILPOINT=failpoint)
+    return done.returncode, done.stdout.split()
 
 
 RESUMED = {"checkpoint_every": 2, "ema": 0.9, "augment": {"mixup": 0.2}, "epochs": 3}
@@ -249,14 +243,14 @@ def test_killed_and_resumed_gives_the_same_bits(workers: int, data: Path, tmp_pa
     """F3: kill -9 in the first epoch, between epochs and in the last, in one training; dropout is on."""
     made = recipe(student=RESUMED, data={"workers": workers})
     out, partial = folders(tmp_path, "whole")
-    assert finish(start(made, data, out, partial))[0] == 0
+    assert finish(made, data, out, partial)[0] == 0
     again, kept = folders(tmp_path, "killed")
     seen = []
     for point in ("train.step@3:kill", "train.checkpoint@3:kill", "train.step@5:kill"):
-        code, steps, _ = finish(start(made, data, again, kept, point))
+        code, steps = finish(made, data, again, kept, point)
         assert code == -signal.SIGKILL
         seen.append(steps)
-    code, steps, _ = finish(start(made, data, again, kept))
+    code, steps = finish(made, data, again, kept)
     assert code == 0
     assert seen[0][0] == "1.1"
     assert "1.1" not in [*seen[1], *seen[2], *steps]  # it went on, it did not start again
@@ -303,12 +297,14 @@ def test_one_signal_saves_and_stops(number: int, code: int, data: Path, tmp_path
 
 def test_two_signals_end_at_once(data: Path, tmp_path: Path) -> None:
     made = recipe(student={"epochs": 1})
-    process = start(made, data, *folders(tmp_path), "train.step@2:sleep:60")
-    assert process.stdout is not None
-    process.stdout.readline()  # the first step is done: the second sleeps
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGTERM)
-    assert finish(process)[0] in (130, 143)
+    command = [sys.executable, "-c", KILLED, *given(made, data, *folders(tmp_path))]
+    environment = {**os.environ, "DISTILLEDGE_FAILPOINT": "train.step@2:sleep:60"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # the first step is done: the second sleeps
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) in (130, 143)
 
 
 # --- it stops with a reason
