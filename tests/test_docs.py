@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -10,6 +11,7 @@ import shlex
 from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer.main
@@ -124,10 +126,15 @@ def test_commands_and_options_exist(pages: dict[str, str]) -> None:
     assert [problem for words in commands if (problem := unknown(words[1:]))] == []
 
 
+@functools.cache
+def command_tree() -> Any:
+    return typer.main.get_command(app)
+
+
 def unknown(words: list[str]) -> str:
     """What of a command line the program does not know; empty where it knows all of it."""
-    group = typer.main.get_command(app)
-    known = group.commands  # type: ignore[attr-defined]
+    group = command_tree()
+    known = group.commands
     if not words or (words[0] not in known and not words[0].startswith("-")):
         return f"no such command: {words}"
     command = known.get(words[0], group)
