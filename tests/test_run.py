@@ -181,8 +181,12 @@ def test_real_pictures_from_data_to_report(shared: Path, tmp_path: Path) -> None
 
     And by a twelfth of the teacher's pixels: at 224 px the pass over the pictures takes most of the time.
     """
-    smaller = ("--set", "teacher.input.size=64", "--set", "student.input.size=64", "--set", "data.calibration=24")
-    command = ("run", "x-sdd-tiny", "--smoke", "--json", *smaller)
+    targets = ", ".join(f"{{runtime: {name}, precisions: [fp32, w8a8]}}" for name in ("onnx", "openvino", "tflite"))
+    smaller = (
+        f"export.targets=[{targets}]", "teacher.input.size=64", "student.input.size=64", "data.calibration=24",
+        "measure.end_to_end=4", "measure.warmup=2",
+    )  # fmt: skip
+    command = ("run", "x-sdd-tiny", "--smoke", "--json", *(word for change in smaller for word in ("--set", change)))
     done = distilledge(*command, cwd=tmp_path, imports=(*PICTURES, "litert_torch"), DISTILLEDGE_SHARED=str(shared))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)["report"]

@@ -254,7 +254,9 @@ def test_language_models_before_the_task(tmp_path: Path) -> None:
 
 def test_real_questions_from_data_to_report(shared: Path, tmp_path: Path) -> None:
     """TREC under ``--smoke``: nothing pretrained, a masked language model first, every runtime."""
-    smaller = ("--set", "teacher.text.config={hidden_size: 128, num_hidden_layers: 2, num_attention_heads: 4}")
+    sizes = "{hidden_size: 64, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 128}"
+    smaller = ("--set", f"teacher.text.config={sizes}", "--set", f"student.text.config={sizes}")
+    smaller += ("--set", "measure.end_to_end=4", "--set", "measure.warmup=2")
     command = ("run", "trec-scratch", "--smoke", "--json", *smaller)
     done = distilledge(*command, cwd=tmp_path, imports=TEXTS, DISTILLEDGE_SHARED=str(shared))
     assert done.returncode == 0, done.stderr
