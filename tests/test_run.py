@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launched import PICTURES, distilledge
+from launched import distilledge
 
 from distilledge.pipeline.failpoints import STAGES
 from distilledge.pipeline.result_file import read_result
@@ -187,7 +187,7 @@ def test_real_pictures_from_data_to_report(shared: Path, tmp_path: Path) -> None
         "measure.end_to_end=4", "measure.warmup=2",
     )  # fmt: skip
     command = ("run", "x-sdd-tiny", "--smoke", "--json", *(word for change in smaller for word in ("--set", change)))
-    done = distilledge(*command, cwd=tmp_path, imports=(*PICTURES, "litert_torch"), DISTILLEDGE_SHARED=str(shared))
+    done = distilledge(*command, cwd=tmp_path, DISTILLEDGE_SHARED=str(shared))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)["report"]
     text = json.dumps(report)
