@@ -255,9 +255,12 @@ def test_language_models_before_the_task(tmp_path: Path) -> None:
 def test_real_questions_from_data_to_report(shared: Path, tmp_path: Path) -> None:
     """TREC under ``--smoke``: nothing pretrained, a masked language model first, every runtime."""
     sizes = "{hidden_size: 64, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 128}"
-    smaller = ("--set", f"teacher.text.config={sizes}", "--set", f"student.text.config={sizes}")
-    smaller += ("--set", "measure.end_to_end=4", "--set", "measure.warmup=2")
-    command = ("run", "trec-scratch", "--smoke", "--json", *smaller)
+    made = ", ".join(f"{{runtime: {name}, precisions: [fp32, w8dyn]}}" for name in ("onnx", "openvino", "tflite"))
+    smaller = [
+        f"{role}.text.{change}" for role in ("teacher", "student") for change in (f"config={sizes}", "buckets=[48]")
+    ]
+    smaller += [f"export.targets=[{made}]", "measure.end_to_end=4", "measure.warmup=2"]
+    command = ("run", "trec-scratch", "--smoke", "--json", *(word for change in smaller for word in ("--set", change)))
     done = distilledge(*command, cwd=tmp_path, imports=TEXTS, DISTILLEDGE_SHARED=str(shared))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
