@@ -327,7 +327,8 @@ def test_one_training_ships_in_all_runtimes_and_survives_a_kill(tmp_path: Path) 
     resumed = (trained / "model.safetensors").read_bytes()
     value = json.loads((trained / "value.json").read_text())
     assert value["checkpoint"]["epochs"] == 2
-    for path in (trained, *students):
+    asking = next(path for path in students if list(path.glob("*.onnx")))  # one asks for the training, as each would
+    for path in (trained, asking):
         shutil.rmtree(path)
     again = distilledge("export", "tiny.yaml", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
