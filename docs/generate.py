@@ -6,6 +6,7 @@ A test compares them with what stands in docs/, so they cannot fall behind.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -73,6 +74,7 @@ KIND_OF = {"LostError": "DeviceError"}
 """Errors that only a layer below knows -> the public one."""
 
 
+@functools.cache
 def raised(root: Path = ROOT) -> list[Raised]:
     """Every error of ours that is made with a literal code, in the order of codes."""
     kinds = {name for name in dir(errors) if name.endswith("Error")} | set(KIND_OF)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test module is imported: openvino and nncf send an event when they are imported."""
+    gc.disable()  # collecting while torch and the like are imported is a third of the time of importing them
     switch_off()
     np.seterr(divide="raise", over="raise", invalid="raise")
+
+
+def pytest_collection_finish() -> None:
+    """Millions of objects that stay are not looked at again, at no ``gc.collect()`` of what is tested either."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_since() -> Iterator[None]:
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

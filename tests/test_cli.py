@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launched import distilledge
 from typer.testing import CliRunner
 
 from distilledge.models.errors import (
@@ -26,11 +25,6 @@ from distilledge.pipeline import cli
 from distilledge.pipeline.recipe_file import load_recipe
 
 RECIPES = sorted((Path(cli.__file__).parent / "recipes").glob("*.yaml"))
-
-
-def distilledge(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "distilledge.pipeline.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
 
 
 def test_help_lists_every_verb() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from launched import distilledge
 
 from distilledge.models.errors import RejectedError, UsageError
 from distilledge.pipeline.comparable import Named
@@ -270,9 +269,8 @@ def test_exit_codes(tmp_path: Path) -> None:
     for name, ms in (("old", 10.0), ("same", 10.0), ("slow", 12.0)):
         write_result(made(ms).result, tmp_path / f"{name}.json")
     (tmp_path / "gates.yaml").write_text("schema: 1\ndefault: {max_regression_percent: 3}\n")
-    command = [sys.executable, "-m", "distilledge.pipeline.cli", "compare", "old.json", "slow.json", "--gate"]
     options = ["gates.yaml", "--junit", "out.xml", "--md", "out.md", "--history", "."]
-    done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = distilledge("compare", "old.json", "slow.json", "--gate", *options, cwd=tmp_path, imports=())
     assert done.returncode == 5, done.stderr
     assert "error[E5010]" in done.stderr
     ElementTree.parse(tmp_path / "out.xml")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from launched import distilledge
 from torch import nn
 
 from distilledge.models import vision
@@ -264,19 +262,11 @@ budgets: {default: {max_size_mb: 0.6}}
 """
 
 
-def distilledge(*arguments: str, cwd: Path, failpoint: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "distilledge.pipeline.cli", *arguments]
-    environment = {**os.environ, "DISTILLEDGE_FAILPOINT": failpoint, "NO_COLOR": "1"}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
-    )
-
-
 @pytest.mark.slow
 def test_fit_says_what_fits_and_loses_nothing(tmp_path: Path) -> None:
     """No data, no weights; killed between two candidates it goes on; a second call makes nothing."""
     (tmp_path / "fits.yaml").write_text(RECIPE)
-    killed = distilledge("fit", "fits.yaml", cwd=tmp_path, failpoint="commit.rename@3:kill")
+    killed = distilledge("fit", "fits.yaml", cwd=tmp_path, DISTILLEDGE_FAILPOINT="commit.rename@3:kill")
     assert killed.returncode == -9
     store = tmp_path / "distilledge-work" / "store"
     assert len(list(store.glob("candidate-*"))) == 1

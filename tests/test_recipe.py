@@ -336,7 +336,7 @@ RECIPES = st.builds(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(RECIPES, st.booleans())
 def test_a_recipe_survives_writing_and_reading(
     tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, comments: bool

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import made_run
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from launched import distilledge
 
 from distilledge.pipeline.chain import Chain
 from distilledge.pipeline.recipe import Recipe
@@ -311,14 +309,6 @@ gate: {on_fail: report}
 """
 
 
-def distilledge(*arguments: str, cwd: Path, failpoint: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "distilledge.pipeline.cli", *arguments]
-    environment = {**os.environ, "DISTILLEDGE_FAILPOINT": failpoint, "NO_COLOR": "1"}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500, stdin=subprocess.DEVNULL
-    )
-
-
 def kept(work: Path) -> dict[str, str]:
     """Weights and files, by stage and name: the same to the bit however often a search was killed."""
     found = {}
@@ -341,7 +331,7 @@ def test_a_killed_search_goes_on_and_its_winner_is_found_by_run(tmp_path: Path) 
     for entry in (*whole.glob("store/candidate-*"), *whole.glob("store/fit-*")):
         shutil.copytree(entry, work / "store" / entry.name)  # what fits is not what is tested here
     for point in ("train.step@9:kill", "train.epoch@2:kill"):
-        killed = distilledge("search", "tiny.yaml", cwd=work.parent, failpoint=point)
+        killed = distilledge("search", "tiny.yaml", cwd=work.parent, DISTILLEDGE_FAILPOINT=point)
         assert killed.returncode == -9, (point, killed.stderr)
         assert not (work / "searches" / "tiny" / "winner.yaml").exists()
     again = distilledge("search", "tiny.yaml", "--json", cwd=work.parent)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from launched import TEXTS, distilledge
 from made_texts import CLASSES, made_encoder, made_rows
 
 from distilledge.models import text
@@ -256,9 +254,7 @@ gate: {on_fail: report}
 @pytest.mark.slow
 def test_the_chain_ships_one_int8_file_and_its_ledger(tmp_path: Path) -> None:
     (tmp_path / "made.yaml").write_text(RECIPE, encoding="utf-8")
-    command = [sys.executable, "-m", "distilledge.pipeline.cli", "run", "made.yaml", "--json"]
-    surroundings = {**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, timeout=600)
+    done = distilledge("run", "made.yaml", "--json", cwd=tmp_path, imports=TEXTS)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)["report"]
     ((runtime, ledger),) = report["ledgers"]

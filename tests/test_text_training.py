@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cache
@@ -20,6 +18,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from launched import TEXTS, forked
 from torch import Tensor, nn
 
 from distilledge.models import text
@@ -265,15 +264,12 @@ def test_killed_and_resumed_gives_the_same_bits(tickets: Texts, tmp_path: Path) 
     def run(name: str, failpoint: str = "") -> tuple[int, list[str]]:
         out, partial = folders(tmp_path, name)
         fields = [given.model_dump_json(by_alias=True), tickets.splits.model_dump_json(), tickets.directory]
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, *map(str, (*fields, out, partial))],
-            env={**os.environ, failpoints.VARIABLE: failpoint, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
+        arguments = map(str, (*fields, out, partial))
+        done = forked(KILLED, *arguments, cwd=tmp_path, imports=TEXTS, DISTILLEDGE_FAILPOINT=failpoint)
         return done.returncode, done.stdout.split()
 
-    assert run("whole")[0] == 0
+    whole, partial = folders(tmp_path, "whole")  # here, under another hash seed
+    finetune(given, tickets.splits, tickets.directory, whole, partial, silent)
     assert run("killed", "train.step@3:kill")[0] == -signal.SIGKILL
     code, steps = run("killed")
     assert code == 0
