@@ -39,7 +39,7 @@ class Scheme(Value):
             if self.smooth is not None
             else []
         )
-        parts += ["asymmetric activations"] if self.asymmetric else []
+        parts += ["asymmetric activations"] if self.asymmetric or (self.whole and not self.own_bias) else []
         parts += [f"{len(self.islands)} layers in float"] if self.islands else []
         return "".join(f", {part}" for part in parts)
 

@@ -73,6 +73,20 @@ def test_int8_results_are_those_recorded(root: Path, monkeypatch: pytest.MonkeyP
     assert page.count("ladder (") >= 3
 
 
+def test_results_of_rungs_and_speeds_are_those_recorded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    rungs, speed = importlib.import_module("rungs_table"), importlib.import_module("int8_speed")
+    page = (root / "docs" / "int8.md").read_text(encoding="utf-8")
+    of_rungs, of_speed = (
+        json.loads((root / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("rungs", "int8_speed")
+    )
+    assert page == rungs.filled(page, of_rungs)
+    assert page == images.between(page, "speed", speed.markdown(of_speed["rows"]))
+    for bars, results in ((rungs.bars, of_rungs), (speed.bars, of_speed)):
+        assert results["bars"] == bars(results["rows"])
+
+
 def test_results_beside_other_tools_are_those_recorded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     tools = importlib.import_module("tools")
