@@ -36,7 +36,6 @@ from distilledge.pipeline.compress.ladder import RUNGS, Attempt, Bench
 from distilledge.pipeline.export import describe, finished
 from distilledge.pipeline.inputs import PictureRows, picture_rows
 from distilledge.pipeline.outcomes import classified
-from distilledge.pipeline.recipe import Recipe
 from distilledge.pipeline.recipe_file import load_recipe, schema_path
 from distilledge.pipeline.run import run_step
 from distilledge.pipeline.steps import steps
@@ -229,22 +228,41 @@ def answers(ground: Ground, path: Path) -> dict[str, FloatArray]:
 
 
 def figures(ground: Ground, found: dict[str, FloatArray]) -> common.Row:
-    recipe: Recipe = ground.chain.recipe
-    labels, metric, reference = ground.labels["test"], recipe.metric, ground.reference
-    classes = ground.chain.splits.classes
-    fp32, counts = (classified(metric, x["test"], labels, classes).counts for x in (reference, found))
+    recipe, labels = ground.chain.recipe, ground.labels["test"]
     groups = [s.group for s in ground.chain.samples("test")]
     named = groups if any(groups) else None
-    value = stats_counts.interval(counts, labels, metric=metric, groups=named, seed=recipe.seed)
-    drop = stats_counts.drop(fp32, counts, labels, metric=metric, groups=named, seed=recipe.seed)
-    a, b = reference["validation"], found["validation"]
+    counts = counts_of(ground, found, "test")
+    value = stats_counts.interval(counts, labels, metric=recipe.metric, groups=named, seed=recipe.seed)
+    drop = stats_counts.drop(
+        counts_of(ground, ground.reference, "test"),
+        counts,
+        labels,
+        metric=recipe.metric,
+        groups=named,
+        seed=recipe.seed,
+    )
+    a, b = ground.reference["validation"], found["validation"]
     return {
         **{"value": 100 * value.value, "value_low": 100 * (value.low or 0), "value_high": 100 * (value.high or 0)},
         **{"drop_fp32": drop.value, "drop_fp32_low": drop.low, "drop_fp32_high": drop.high},
+        "validation_drop": validation_drop(ground, found),
         "agreement": float((a.argmax(1) == b.argmax(1)).mean()),
         "kl": metrics.kl(a, b),
         "pictures": len(labels),
     }
+
+
+def validation_drop(ground: Ground, found: dict[str, FloatArray]) -> float:
+    """Points below fp32, by value: what a ladder decides by."""
+    recipe, labels = ground.chain.recipe, ground.labels["validation"]
+    fp32, counts = (counts_of(ground, logits, "validation") for logits in (ground.reference, found))
+    return stats_counts.drop(fp32, counts, labels, metric=recipe.metric, seed=recipe.seed).value
+
+
+def counts_of(ground: Ground, logits: dict[str, FloatArray], split: str) -> Any:
+    return classified(
+        ground.chain.recipe.metric, logits[split], ground.labels[split], ground.chain.splits.classes
+    ).counts
 
 
 def timed(ground: Ground, rows: list[common.Row]) -> None:
