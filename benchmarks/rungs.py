@@ -69,7 +69,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "int8.md"
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer")
 PICTURES = 64
 """Calibration pictures."""
-SAMPLES, LAUNCHES = 768, 3
+SAMPLES, LAUNCHES = 384, 3
 NOTE = "each file beside the student's fp32 file of the same runtime; quantization-aware training: --epochs, --lr"
 
 
