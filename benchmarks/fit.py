@@ -32,18 +32,18 @@ class Student(NamedTuple):
     model: str
     size: int
     weights: str = ""
-    """Folder of DISTILLEDGE_SHARED/weights."""
+    """File in DISTILLEDGE_SHARED/weights, without its suffix."""
 
 
 STUDENTS = (
-    Student("mobilenetv1_025", 96, "mobilenetv1_025_tfqat"),
+    Student("mobilenetv1_025", 96, "mobilenetv1_025_tfqat/model"),
     Student("mobilenetv1_050", 96),
     Student("mobilenetv2_050", 96),
-    Student("mobilenetv2_100_same", 96, "mobilenetv2_100_tfqat"),
+    Student("mobilenetv2_100_same", 96, "mobilenetv2_100_tfqat/model"),
     Student("mobilenetv3_small_100", 96),
     Student("mobilenetv4_conv_small_050", 96),
     Student("mobilenetv4_conv_small", 96),
-    Student("tf_efficientnet_lite0", 96, "tf_efficientnet_lite0"),
+    Student("tf_efficientnet_lite0", 96, "tf_efficientnet_lite0/backbone"),
     Student("efficientnet_b0", 64),
     Student("resnet18", 64),
 )
@@ -145,7 +145,7 @@ def trained(student: Student, paths: Sequence[Path], out: Path) -> Any:
 
     torch.manual_seed(1)
     place = shared()
-    weights = str(place / "weights" / student.weights / "model.safetensors") if place and student.weights else "none"
+    weights = str(place / "weights" / f"{student.weights}.safetensors") if place and student.weights else "none"
     model = vision.create(student.model, classes=CLASSES, size=student.size, weights=weights)
     spec = input_spec(recipe_of(student), Candidate(student.model, student.size))
     rows = normalise(np.stack([preprocess(path, spec) for path in paths]), spec)
