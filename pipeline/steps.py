@@ -269,6 +269,10 @@ def climbs(recipe: Recipe, trained: str, precisions: Sequence[str]) -> bool:
     return recipe.compress.climb and trained == "student" and not set(wanted).isdisjoint(precisions)
 
 
+LADDERS: dict[RuntimeName, int] = {"openvino": 2}
+"""Of pictures; raised where a rung makes other files from the same inputs."""
+
+
 def _compress_inputs(recipe: Recipe, runtime: RuntimeName, device_card: dict[str, Any]) -> dict[str, Any]:
     """What decides on a rung: limits, metric, and the device that it is timed on."""
     lengths = {"lengths"} if recipe.is_text and recipe.measure.lengths else set()
@@ -276,6 +280,8 @@ def _compress_inputs(recipe: Recipe, runtime: RuntimeName, device_card: dict[str
     budget = recipe.budget_of(runtime).model_dump(mode="json", exclude={"max_drop_points"})
     settings = recipe.compress.model_dump(mode="json", exclude={"climb", "qat", "surgery"})
     decided = {"metric": recipe.metric, "seed": recipe.seed, "budget": budget, "measure": measured}
+    if runtime in LADDERS and not recipe.is_text:
+        decided["ladder"] = LADDERS[runtime]
     return {**settings, **decided, "device": device_card}
 
 
