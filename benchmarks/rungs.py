@@ -127,7 +127,7 @@ def rows_of(name: str, options: argparse.Namespace) -> Iterator[common.Row]:
         target, deployable = get(runtime), describe(stored.value, get(runtime))
         assert isinstance(deployable, Deployable)
         (folder / "fp32").mkdir(parents=True, exist_ok=True)
-        path = folder / "fp32" / f"model{target.SUFFIX}"
+        path = folder / "fp32" / f"model.fp32{target.SUFFIX}"
         if not path.exists():
             path = target.export(model, deployable, folder / "fp32")
         bench = Bench(target, model, path, deployable, given_rows, train.rows, ask=chain.ask)
