@@ -81,6 +81,13 @@ def kept(path: Path, again: Sequence[str]) -> tuple[list[Row], list[Row], Row]:
     )
 
 
+def beside(rows: Sequence[Row], path: Path, key: Sequence[str]) -> list[Row]:
+    """The rows of an earlier file, in its order, those with the ``key`` of one of ``rows`` replaced by it."""
+    again = {tuple(row[name] for name in key): row for row in rows}
+    old: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [again.get(tuple(row[name] for name in key), row) for row in old]
+
+
 def finish_recipes(
     name: str, facts: Row, rows: Sequence[Row], bars: Sequence[Row], order: Sequence[str], *, out: Path = RESULTS
 ) -> NoReturn:

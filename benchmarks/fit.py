@@ -66,13 +66,18 @@ def main() -> None:
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--work", type=Path, default=Path("distilledge-work"))
     parser.add_argument("--prepare", action="store_true", help="make the files and stop")
+    parser.add_argument("--students", nargs="+", default=[s.model for s in STUDENTS], help="others keep their rows")
+    parser.add_argument("--runtimes", nargs="+", default=FULL.runtimes, choices=FULL.runtimes)
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
-    pairs = [(student, runtime) for student in plan.students for runtime in plan.runtimes]
+    asked = [(student, runtime) for student in plan.students for runtime in plan.runtimes]
+    pairs = [(s, runtime) for s, runtime in asked if s.model in options.students and runtime in options.runtimes]
     files = {pair: made(*pair, options) for pair in pairs}
     if options.prepare:
         return
     rows = [row for pair in pairs for row in timed(*pair, files[pair], plan)]
+    if len(pairs) < len(asked):
+        rows = common.beside(rows, options.out / "fit.json", ("student", "runtime", "precision"))
     facts = common.conditions(quick=options.quick, packages=PACKAGES, extra=plan._asdict() | {"students": None})
     common.finish("fit-quick" if options.quick else "fit", facts, rows, bars(rows), out=options.out)
 

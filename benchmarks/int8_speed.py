@@ -89,6 +89,8 @@ def main() -> None:
     if options.prepare:
         return
     rows = [row for pair in files for row in timed(*pair, *files[pair], quick=options.quick)]
+    if names != list(NETWORKS) and not options.quick:
+        rows = common.beside(rows, options.out / "int8_speed.json", ("network", "runtime", "precision"))
     facts = common.conditions(quick=options.quick, packages=PACKAGES, extra={"threads": 1, "samples": SAMPLES})
     common.finish("int8_speed-quick" if options.quick else "int8_speed", facts, rows, bars(rows), out=options.out)
 

@@ -75,7 +75,7 @@ def test_int8_results_are_those_recorded(root: Path, monkeypatch: pytest.MonkeyP
 
 def test_results_of_rungs_and_speeds_are_those_recorded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    rungs, speed = importlib.import_module("rungs_table"), importlib.import_module("int8_speed")
+    rungs, speed, images = (importlib.import_module(name) for name in ("rungs_table", "int8_speed", "images"))
     page = (root / "docs" / "int8.md").read_text(encoding="utf-8")
     of_rungs, of_speed = (
         json.loads((root / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))

@@ -87,6 +87,18 @@ def test_batch_statistics_are_those_of_the_pictures() -> None:
     assert model[1].momentum == 0.1
 
 
+def test_biases_that_begin_at_zero_are_added_and_others_kept() -> None:
+    model = vision.create("mobilenetv3_small_050", classes=3, size=32)
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.bias is not None]
+    assert not all(layer.bias.any() for layer in layers if layer.bias is not None)
+    with torch.no_grad():
+        for layer in layers[:1]:
+            layer.bias.fill_(0.5)  # type: ignore[union-attr]
+    as_trained(model, torch.randn(16, 3, 32, 32))
+    assert all(layer.bias.any() for layer in layers if layer.bias is not None)
+    assert layers[0].bias.eq(0.5).all()  # type: ignore[union-attr]
+
+
 def test_branches_that_begin_at_zero_are_switched_on() -> None:
     model = vision.create("resnet18", classes=3, size=32)
     last = [m for n, m in model.named_modules() if n.endswith("bn2")]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger("distilledge")
-VERSIONS = {"candidate": 1, "fit": 1}
+VERSIONS = {"candidate": 2, "fit": 1}
 """Raised where a change of the code changes what is made from the same inputs."""
 PICTURES = 64
 """Made pictures that the batch statistics and the int8 ranges are of."""
