@@ -12,14 +12,6 @@ LADDER = ("ptq", "calibration", "ranges", "equalise", "bias", "islands", "qat", 
 AGREEMENT = 0.98
 """At which the ladder stops where the validation split is too small to decide."""
 MAX_DROP, MAX_SIZE = 0.5, 0.3
-MAX_P50 = {
-    ("x-sdd-lite0", "onnx"): 0.55,
-    ("x-sdd-lite0", "openvino"): 0.374,
-    ("x-sdd-lite0", "tflite"): 0.517,
-    ("x-sdd-b0", "openvino"): 0.77,
-    ("x-sdd-b0", "tflite"): 0.473,
-}
-"""p50 over fp32's, 10 % above the best recipe known of the model at 224 pixels."""
 TABLE, END = "<!-- table of rungs -->", "<!-- /table of rungs -->"
 
 
@@ -47,9 +39,6 @@ def bars(rows: list[common.Row]) -> list[common.Row]:
         where = f"{row['recipe']} {row['runtime']}: {row['file']}"
         made.append(common.bar(f"{where} below fp32, points", row["drop_fp32"], MAX_DROP))
         made.append(common.bar(f"{where}, share of fp32's size", row["size_share"], MAX_SIZE))
-        bound = MAX_P50.get((row["recipe"], row["runtime"]))
-        if bound is not None and "p50_ratio" in row:
-            made.append(common.bar(f"{where}, p50 over fp32's", row["p50_ratio"], bound))
     return made
 
 
