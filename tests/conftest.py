@@ -69,3 +69,16 @@ def shared() -> Path:
     if not (path / "data").is_dir():
         pytest.skip(f"no real data: {path}/data does not exist (set DISTILLEDGE_SHARED)")
     return path.resolve()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For modules that train small networks: as in the processes that they kill, since sums depend on it; and two
+    threads that wait for each other take longer.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

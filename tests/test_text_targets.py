@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from distilledge.targets.base import TextDeployable
 from distilledge.targets.ondevice.session import open_session
 from distilledge.targets.ondevice.text import TextSpec, pad
 from distilledge.targets.validate import check_model_file
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PAD, SEP, WORDS, LONGEST = 1, 3, 200, 16
 BUCKETS = (8, 16)
@@ -44,15 +46,6 @@ KINDS: dict[str, dict[str, Any]] = {
 TASKS = [(task, runtime) for task in ("token-classification", "question-answering") for runtime in targets.TARGETS]
 TASKS.append(("multi-label-classification", "onnx"))
 """Classes of a text are BERT's below; several at once leave by the same head."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads of small networks wait for each other: minutes on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 LAYERS = {"bert": 2, "modernbert": 2, "deberta-v2": 2}

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import textwrap
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +38,8 @@ from distilledge.pipeline.training.pretrain import pretrain
 from distilledge.pipeline.training.stage import Stage, Taught
 from distilledge.pipeline.training.teacher import finetune
 from distilledge.pipeline.training.text_feed import encode, predict
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TASKS = ("text-classification", "multi-label-classification", "token-classification", "question-answering")
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -74,15 +75,6 @@ def folders(tmp_path: Path, name: str = "a") -> tuple[Path, Path]:
     out.mkdir(exist_ok=True)
     partial.mkdir(exist_ok=True)
     return out, partial
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two that wait for each other take longer over networks of this size."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

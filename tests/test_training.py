@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ from distilledge.pipeline.training.events import ProgressEvent, silent
 from distilledge.pipeline.training.learner import Learner
 from distilledge.pipeline.training.teacher import finetune
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CLASSES = ("flat", "rows", "columns")
 SPLITS = {"train": 36, "validation": 12}
@@ -48,15 +47,6 @@ def picture(label: int, index: int) -> Image.Image:
     if label == 2:
         base[:, random.integers(4) :: 8] += 90
     return Image.fromarray((base + random.normal(0, 8, base.shape)).clip(0, 255).astype(np.uint8))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the processes that are killed: sums depend on it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,19 @@ SECOND = 1
 """Counter that tells the order of the second of a pair from that of the first."""
 
 
+def drawn(random: np.random.Generator, count: int, wanted: int) -> IntArray:
+    """So many of ``range(count)``, all before any again."""
+    rounds = [random.permutation(count) for _ in range(math.ceil(wanted / count))]
+    return np.asarray(np.concatenate(rounds)[:wanted])
+
+
+def paired_batch(loaded: Loaded, labels: IntArray, classes: int, *, progress: float, accelerator: Accelerator) -> Batch:
+    """Of source and target as they lie, none of them mixed: targets (N, classes), zeros where there is no label."""
+    targets = one_hot(torch.from_numpy(labels)[loaded.indices], classes)
+    inputs, targets = (t.to(accelerator.device, non_blocking=True) for t in (loaded.inputs, targets))
+    return Batch(inputs, targets, progress=progress)
+
+
 class Pairs(Steps):
     """Steps of ``Steps`` with a partner behind each picture, so that every piece of a step holds both.
 
@@ -90,9 +103,7 @@ class DomainFeed:
         first, count = len(self.source.labels), len(self.target_names)
 
         def partners(epoch: int, own: IntArray) -> IntArray:
-            random = generator(Purpose.ORDER, seed, epoch, SECOND)
-            rounds = [random.permutation(count) for _ in range(math.ceil(len(own) / count))]
-            return first + np.concatenate(rounds)[: len(own)]
+            return first + drawn(generator(Purpose.ORDER, seed, epoch, SECOND), count, len(own))
 
         made = Pairs(
             self.source.labels,
@@ -109,10 +120,8 @@ class DomainFeed:
 
     def batch(self, loaded: Loaded, counters: tuple[int, ...], accelerator: Accelerator) -> Batch:
         epoch, step, *_ = counters
-        labels = torch.from_numpy(self.labels)[loaded.indices]
-        targets = one_hot(labels, self.source.classes).to(accelerator.device, non_blocking=True)
         done = (epoch * self._steps[0] + step) / self._steps[1]
-        return Batch(loaded.inputs.to(accelerator.device, non_blocking=True), targets, progress=done)
+        return paired_batch(loaded, self.labels, self.source.classes, progress=done, accelerator=accelerator)
 
     def validate(
         self, model: nn.Module, to_input: nn.Module, accelerator: Accelerator, poll: Callable[[], None]

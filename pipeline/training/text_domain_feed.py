@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 from distilledge.models.errors import RejectedError
-from distilledge.models.losses import one_hot
 from distilledge.pipeline.recipe import Training
 from distilledge.pipeline.record import read_texts
 from distilledge.pipeline.training.counters import IntArray, Purpose, generator
+from distilledge.pipeline.training.domain_feed import drawn, paired_batch
 from distilledge.pipeline.training.loaded import Loaded
 from distilledge.pipeline.training.mixing import Batch
 from distilledge.pipeline.training.stage import Stage
@@ -47,10 +45,8 @@ class TextPairs(Steps):
     def order(self, epoch: int) -> IntArray:
         """(steps, 2 x size) indices: source, target, source, target, ..."""
         first = self._own.order(epoch)
-        random, count = generator(Purpose.ORDER, self._seed, epoch, TARGETS), len(self._lengths)
-        rounds = [random.permutation(count) for _ in range(math.ceil(first.size / count))]
-        drawn = np.concatenate(rounds)[: first.size].reshape(first.shape)
-        second = self._own.shuffled(like_length(drawn, self._lengths), epoch)
+        partners = drawn(generator(Purpose.ORDER, self._seed, epoch, TARGETS), len(self._lengths), first.size)
+        second = self._own.shuffled(like_length(partners.reshape(first.shape), self._lengths), epoch)
         return np.stack([first, len(self._labels) + second], 2).reshape(len(first), -1)
 
 
@@ -86,10 +82,8 @@ class TextDomainFeed:
 
     def batch(self, loaded: Loaded, counters: tuple[int, ...], accelerator: Accelerator) -> Batch:
         epoch, step, *_ = counters
-        labels = torch.from_numpy(self.labels)[loaded.indices]
-        targets = one_hot(labels, len(self.source.classes)).to(accelerator.device, non_blocking=True)
         done = (epoch * self._steps[0] + step) / self._steps[1]
-        return Batch(loaded.inputs.to(accelerator.device, non_blocking=True), targets, progress=done)
+        return paired_batch(loaded, self.labels, len(self.source.classes), progress=done, accelerator=accelerator)
 
     def validate(
         self, model: nn.Module, to_input: nn.Module, accelerator: Accelerator, poll: Callable[[], None]
